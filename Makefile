@@ -1,0 +1,57 @@
+# Every target sets up what it needs in .venv, once: again only when settings.ini or setup.py changes.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+PIP_INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --use-pep517
+
+.DEFAULT_GOAL := help
+.PHONY: help train test docs lab notebooks export clean
+
+help: ## Show this list
+	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+
+train: $(RUNTIME) ## Train and evaluate on the bundled emoji images; ARGS go to "gradient_surgery train"
+	@$(BIN)/gradient_surgery train $(ARGS)
+
+test: $(DEV) ## Run every notebook and all tests; ARGS go to pytest
+	@$(BIN)/pytest $(ARGS)
+
+docs: $(DEV) ## Build the website in _docs
+	@$(BIN)/python scripts/docs.py $(ARGS)
+
+lab: $(DEV) ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab nbs $(ARGS)
+
+notebooks: $(DEV) ## Execute every notebook in place, then do what "export" does
+	@$(BIN)/nbdev_export
+	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | xargs $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace
+	@$(MAKE) --no-print-directory export
+
+export: $(DEV) ## Write the package and README.md from the notebooks; strip what must not be committed
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python scripts/readme.py
+
+clean: ## Remove what was built; .venv and runs stay
+	@rm -rf _docs build dist *.egg-info .pytest_cache .hypothesis
+	@find gradient_surgery nbs scripts tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is not. Name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@echo 'Making .venv with $(PYTHON) ...'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo 'Python could not make a virtual environment. On Debian or Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+
+$(RUNTIME): settings.ini setup.py | $(BIN)/pip
+	@echo 'Installing gradient_surgery with PyTorch in .venv: minutes, and about 6 GB on Linux ...'
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(DEV): settings.ini setup.py | $(BIN)/pip
+	@echo 'Installing gradient_surgery with PyTorch and the tools for notebooks, tests and site in .venv: minutes, and about 6 GB on Linux ...'
+	@$(PIP_INSTALL) -e '.[dev,docs,pretrained]'
+	@touch $(RUNTIME) $@

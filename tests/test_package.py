@@ -1,0 +1,58 @@
+"""The package as its users get it: light to import, complete when built, and free of the developers' tools."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+HEAVY = "nbdev papermill jupyter jupyter_core jupyter_client IPython ipykernel matplotlib torchvision timm PIL pandas"
+MEGABYTE = 1_000_000
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    loaded = run(sys.executable, "-c", "import sys, gradient_surgery; print(*sys.modules)", cwd=tmp_path).split()
+    assert "gradient_surgery" in loaded
+    assert set(HEAVY.split()) & set(loaded) == set()
+
+
+@pytest.fixture(scope="module")
+def wheel(copy_repository: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    "A wheel built from a source distribution, so that both are complete."
+    folder = tmp_path_factory.mktemp("wheel")
+    repository = copy_repository(folder / "repository")
+    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", folder, cwd=repository)
+    (source,) = folder.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run(*pip, "--wheel-dir", folder, source, cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_wheel_is_complete(wheel: zipfile.ZipFile, root: Path, repository_files: list[str]) -> None:
+    names = set(wheel.namelist())
+    package = {name for name in repository_files if name.startswith("gradient_surgery/")}
+    assert package - names == set()
+    for suffix in ("/emoji.zip", "/py.typed", "/style.mplstyle", "/LICENSE", "/cli.py", "/surgery.py"):
+        assert any(name.endswith(suffix) for name in names), f"no {suffix[1:]} in the wheel"
+    assert not any(name.startswith(("nbs/", "tests/", "scripts/")) for name in names)
+    assert Path(wheel.filename).stat().st_size < 15 * MEGABYTE
+
+
+def test_requirements_hold_no_tools(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = Parser().parsestr(wheel.read(name).decode())
+    required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert any(line.startswith("torch>") for line in required)
+    tools = ("nbdev", "papermill", "jupyter", "ipykernel", "pytest", "smalldocs", "sympy", "pandas", "hypothesis", "pytorch-metric")
+    assert [line for line in required if line.startswith(tools)] == []
+    assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "pretrained", "data", "all"}
