@@ -6,7 +6,8 @@
 __all__ = ['Array', 'recall_at', 'r_precision', 'average_precision_at_r', 'normalised_mutual_information', 'nearest',
            'count_relevant', 'evaluate']
 
-# %% ../nbs/evaluation.ipynb #2512e50b
+# %% ../nbs/evaluation.ipynb #f86da2f0
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import faiss
@@ -115,8 +116,8 @@ def _reachable(k: int, name: str, available: int) -> int:
         raise ValueError(f"{name}: {k} neighbours wanted, but each query has only {available} to choose from; ask for fewer")
     return int(k)
 
-# %% ../nbs/evaluation.ipynb #b026cbcf
-_NEIGHBOURS_AT_ONCE = 2**22
+# %% ../nbs/evaluation.ipynb #6a7494ec
+_NEIGHBOURS_AT_ONCE = 2**20
 
 def _neighbours(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int,
@@ -168,7 +169,7 @@ def count_relevant(
     place = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
     return torch.where(classes[place] == labels, sizes[place], 0) - (1 if gallery_labels is None else 0)
 
-# %% ../nbs/evaluation.ipynb #3f68aaa2
+# %% ../nbs/evaluation.ipynb #ebd4cd86
 def _ranking_scores(
     queries: Float[Tensor, "n d"], labels: Int[Tensor, "n"],
     gallery: Float[Tensor, "m d"], gallery_labels: Int[Tensor, "m"],
@@ -179,16 +180,17 @@ def _ranking_scores(
     scored = num_relevant > 0
     if not scored.any():
         raise ValueError(f"labels: none of the {len(labels)} queries has an image of its class to find; check that labels repeat")
-    depth = max([_reachable(k, "ks", len(gallery) - (own is not None)) for k in ks] + [num_relevant.max().item()])
+    ks = list(dict.fromkeys(_reachable(k, "ks", len(gallery) - (own is not None)) for k in ks))
+    depth = max(ks + [num_relevant.max().item()])
     queries, labels, num_relevant = queries[scored], labels[scored], num_relevant[scored]
-    chunks = []
+    total = defaultdict(float)
     for rows, _, index in _neighbours(queries, gallery, depth, None if own is None else own[scored]):
         hits = gallery_labels[index] == labels[rows, None]
-        chunks.append({f"recall@{k}": recall_at(hits, k) for k in ks} | {
-            "r_precision": r_precision(hits, num_relevant[rows]),
-            "map@r": average_precision_at_r(hits, num_relevant[rows]),
-        })
-    return {name: torch.cat([chunk[name] for chunk in chunks]).mean().item() for name in chunks[0]}
+        for k in ks:
+            total[f"recall@{k}"] += recall_at(hits, k).sum().item()
+        total["r_precision"] += r_precision(hits, num_relevant[rows]).sum().item()
+        total["map@r"] += average_precision_at_r(hits, num_relevant[rows]).sum().item()
+    return {name: value / len(queries) for name, value in total.items()}
 
 # %% ../nbs/evaluation.ipynb #8e03b161
 def evaluate(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['work', 'GradientSurgery']
 
-# %% ../nbs/surgery.ipynb #a96d1a4f
+# %% ../nbs/surgery.ipynb #38e98804
 from typing import Callable
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .geometry import Direction, as_direction, tangent_length
 from .mining import Miner, as_miner
-from .pair_loss import PairLoss, Terms
+from .pair_loss import Components, PairLoss, Terms
 from .weights import PairWeight, TripletWeight, as_pair_weight, as_triplet_weight
 
 # %% ../nbs/surgery.ipynb #e4880958
@@ -35,7 +35,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #dc77de7d
+# %% ../nbs/surgery.ipynb #ff91acc5
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss: `GradientSurgery()(embeddings, labels)`.
 
@@ -54,6 +54,10 @@ class GradientSurgery(PairLoss):
         self.pair_weight = as_pair_weight(pair_weight)
         self.triplet_weight = as_triplet_weight(triplet_weight)
         self.mining, self.mining_name = as_miner(mining), mining if isinstance(mining, str) else getattr(mining, "__name__", "custom")
+
+    @property
+    def components(self) -> Components:
+        return Components(self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
 
     def rows(self, similarity, positives, negatives, summary):
         triplets = self.mining(similarity, positives, negatives)
@@ -110,5 +114,4 @@ class GradientSurgery(PairLoss):
         return (none if d_an is None else d_an) - (none if d_ap is None else d_ap)
 
     def extra_repr(self) -> str:
-        return (f"direction={self.direction.name!r}, pair_weight={self.pair_weight.name!r}, "
-                f"triplet_weight={self.triplet_weight.name!r}, mining={self.mining_name!r}")
+        return ", ".join(f"{component}={name!r}" for component, name in self.components._asdict().items())

@@ -256,7 +256,7 @@ def table(rows):
 
 def write(path, content):
     "Write a file in one step, so that a broken run leaves no half of it."
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(content)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)

@@ -25,6 +25,11 @@ def cosine(queries, gallery):
     return F.normalize(queries.double()) @ F.normalize(gallery.double()).T
 
 
+def unit(embeddings):
+    "Normalised as evaluate does it, to the last bit: k-means can magnify a rounding."
+    return F.normalize(embeddings.double()).float()
+
+
 def has_ties(similarity, relevant, candidate):
     "Is a relevant image as similar to a query as another one, up to single precision?"
     apart = (similarity[:, :, None] - similarity[:, None, :]).abs() > 1e-6
@@ -69,7 +74,7 @@ def test_leave_one_out_equals_pytorch_metric_learning(sizes, dimensions, seed):
     embeddings = embed(labels, dimensions, seed, None)
     ks = (1, min(3, len(labels) - 1))
     ours = evaluate(embeddings, labels, ks=ks, seed=1234)
-    theirs = CALCULATOR.get_accuracy(F.normalize(embeddings), labels)
+    theirs = CALCULATOR.get_accuracy(unit(embeddings), labels)
     for here, there in NAMES.items():
         assert ours[here] == pytest.approx(theirs[there], abs=1e-6), here
     for k in ks:
@@ -88,11 +93,19 @@ def test_query_gallery_equals_pytorch_metric_learning(query_labels, gallery_labe
     embeddings = embed(labels, dimensions, seed, split)
     sets = embeddings[:split], labels[:split], embeddings[split:], labels[split:]
     ours = evaluate(sets[0], sets[1], gallery=sets[2], gallery_labels=sets[3], ks=(1, 2), seed=1234)
-    theirs = CALCULATOR.get_accuracy(F.normalize(sets[0]), sets[1], F.normalize(sets[2]), sets[3])
+    theirs = CALCULATOR.get_accuracy(unit(sets[0]), sets[1], unit(sets[2]), sets[3])
     for here, there in NAMES.items():
         assert ours[here] == pytest.approx(theirs[there], abs=1e-6), here
     for k in (1, 2):
         assert ours[f"recall@{k}"] == pytest.approx(naive_recall(*sets, k, False), abs=1e-6)
+
+
+def test_nmi_of_many_classes_equals_pytorch_metric_learning():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40).repeat_interleave(10)
+    embeddings = torch.randn(40, 16, generator=generator)[labels] + torch.randn(400, 16, generator=generator)
+    theirs = CALCULATOR.get_accuracy(unit(embeddings), labels, include=("NMI",))
+    assert evaluate(embeddings, labels, seed=1234)["nmi"] == pytest.approx(theirs["NMI"], abs=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
@@ -186,6 +199,12 @@ def test_chunks_change_nothing(blobs, monkeypatch):
         monkeypatch.setattr(evaluation, "_NEIGHBOURS_AT_ONCE", held)
         assert evaluate(embeddings, labels) == pytest.approx(whole, abs=1e-12)
         assert nearest(embeddings, 9)[1].equal(whole_index)
+
+
+def test_ks_may_repeat_come_in_any_order_or_be_absent(blobs):
+    scores = evaluate(*blobs)
+    assert evaluate(*blobs, ks=(8, 1, 8, np.int64(2))) == {k: v for k, v in scores.items() if k != "recall@4"}
+    assert set(evaluate(*blobs, ks=())) == {"r_precision", "map@r", "nmi"}
 
 
 def test_length_of_an_embedding_is_nothing(blobs):

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['ContrastiveLoss']
 
-# %% ../../nbs/losses/contrastive.ipynb #7d341c08
+# %% ../../nbs/losses/contrastive.ipynb #919f7774
 import torch
 
 from ..geometry import Direction, as_direction
-from ..pair_loss import PairLoss, Terms
+from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/contrastive.ipynb #edc4e89a
+# %% ../../nbs/losses/contrastive.ipynb #8635874d
 class ContrastiveLoss(PairLoss):
     "Contrastive loss, averaged over active pairs. Hadsell, Chopra, LeCun 2006, eq. 4, with unsquared distances."
+    components = Components("any, Euclidean by default", "constant up to a threshold", "none", "all pairs")
+
     def __init__(self, *,
         pos_margin: float = 0.0, # positives nearer than this are left alone
         neg_margin: float = 1.0, # negatives farther than this are left alone

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MultiSimilarityLoss']
 
-# %% ../../nbs/losses/multi_similarity.ipynb #25b13187
+# %% ../../nbs/losses/multi_similarity.ipynb #a0754ab7
 import torch
 
-from ..pair_loss import PairLoss, Terms
+from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/multi_similarity.ipynb #fada5df1
+# %% ../../nbs/losses/multi_similarity.ipynb #c04ffbb0
 class MultiSimilarityLoss(PairLoss):
     "Multi-similarity loss without its mining, averaged over anchors. Wang et al. 2019, eq. 15."
+    components = Components("cosine", "sigmoid, shared out over the list", "none", "all pairs")
+
     def __init__(self, *,
         alpha: float = 2.0, # steepness for positives
         beta: float = 50.0, # steepness for negatives

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['TripletMarginLoss']
 
-# %% ../../nbs/losses/triplet.ipynb #305610a7
+# %% ../../nbs/losses/triplet.ipynb #54622dc4
 import torch
 
 from ..geometry import Direction, as_direction
 from ..mining import all_columns
-from ..pair_loss import PairLoss, Terms
+from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #7a7dd28a
+# %% ../../nbs/losses/triplet.ipynb #d6dd1a10
 class TripletMarginLoss(PairLoss):
     "Triplet hinge over all triplets, averaged over the active ones. Schroff et al. 2015, eq. 3, with unsquared distances."
+    components = Components("any, Euclidean by default", "constant", "hinge", "all triplets")
+
     def __init__(self, *,
         margin: float = 0.05, # by how much the negative has to be farther than the positive
         direction: str | Direction = "euclidean", # the distance of the margin
