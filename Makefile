@@ -27,7 +27,7 @@ lab: $(DEV) ## Open the notebooks in JupyterLab
 
 notebooks: $(DEV) ## Execute every notebook in place, then do what "export" does
 	@$(BIN)/nbdev_export
-	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | xargs $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace
+	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | xargs $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --coalesce-streams --inplace
 	@$(MAKE) --no-print-directory export
 
 export: $(DEV) ## Write the package and README.md from the notebooks; strip what must not be committed

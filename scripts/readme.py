@@ -19,7 +19,7 @@ NOTEBOOK = ROOT / "nbs" / "index.ipynb"
 NOTE = "<!-- Written by scripts/readme.py from nbs/index.ipynb: edit that. -->\n\n"
 IMAGE = "images/index_{cell_index}_{index}{extension}"  # beside the notebook
 OPTION = re.compile(r"^#\|\s*(.*?)\s*$\n?", re.M)
-CODE_BLOCK = re.compile(r"(^```.*?^```)", re.M | re.S)
+CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.M | re.S)
 LINK = re.compile(r"(\]\(|\bsrc=\"|\bhref=\")(?!#|/|[a-z]+:)([^)\"\s]+)")
 PICTURE = re.compile(r"!\[\w+\]\((images/index_(\d+)_[^)]*)\)")
 CONFIG = Config(
@@ -36,7 +36,7 @@ def from_the_top(markdown: str) -> str:
     def rewrite(link: re.Match) -> str:
         return link[1] + posixpath.normpath(f"nbs/{link[2]}")
 
-    parts = CODE_BLOCK.split(markdown)
+    parts = CODE.split(markdown)
     return "".join(part if position % 2 else LINK.sub(rewrite, part) for position, part in enumerate(parts))
 
 
@@ -55,6 +55,7 @@ def visible(notebook: nbformat.NotebookNode) -> tuple[nbformat.NotebookNode, dic
             alt_texts[len(shown)] = options.get("fig-alt", "picture")
         shown.append(cell)
     notebook.cells = shown
+    notebook.metadata["language_info"] = {"name": "python"}  # the language of the code blocks
     return notebook, alt_texts
 
 
@@ -64,6 +65,7 @@ def render() -> dict[Path, bytes]:
     body, resources = MarkdownExporter(config=CONFIG).from_notebook_node(notebook)
     body = PICTURE.sub(lambda picture: f"![{alt_texts[int(picture[2])]}](nbs/{picture[1]})", body)
     body = re.sub(r"^```python\s*```\n", "", body, flags=re.M)
+    body = re.sub(r"<style.*?</style>\n?", "", body, flags=re.S)
     body = re.sub(r"[ \t]+$", "", body, flags=re.M)
     body = re.sub(r"\n{3,}", "\n\n", body)
     files = {NOTEBOOK.parent / name: data for name, data in resources.get("outputs", {}).items()}

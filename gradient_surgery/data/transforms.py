@@ -115,14 +115,16 @@ def place_map(
     linear = mirror[:, :, None] * turn / scale.view(-1, 1, 1) * side / side[:, None]
     return torch.cat([linear, -linear @ (2 * shift)[:, :, None]], dim=2)
 
-# %% ../../nbs/data/transforms.ipynb #5e437fbb
+# %% ../../nbs/data/transforms.ipynb #c2e3678b
 def move(
     images: Float[Tensor, "n 3 h w"],
     places: Float[Tensor, "n 2 3"],
-    padding: str = "border", # what comes into view at the edges, as in `torch.nn.functional.grid_sample`
+    padding: str = "white", # of places outside the old image: "white", "border" or "reflection"
 ) -> Float[Tensor, "n 3 h w"]:
     "Fetch each pixel from its place in the old image."
     grid = F.affine_grid(places, images.shape, align_corners=False)
+    if padding == "white": # the negative, since the library can only fill with zeros
+        return 1 - F.grid_sample(1 - images, grid, align_corners=False)
     return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 # %% ../../nbs/data/transforms.ipynb #1939fb74
@@ -138,7 +140,7 @@ def erase(
     inside = ((top < y) & (y < bottom))[:, :, None] & ((left < x) & (x < right))[:, None]
     return images.masked_fill(inside[:, None], 0.0)
 
-# %% ../../nbs/data/transforms.ipynb #431662e9
+# %% ../../nbs/data/transforms.ipynb #abaa06b9
 class Augment(nn.Module):
     """Random changes of place and colour, drawn for each image, then `normalise`.
 
@@ -160,7 +162,7 @@ class Augment(nn.Module):
         greyscale: float = 0.1, # probability
         invert: float = 0.0, # probability of a negative
         erase: float = 0.0, # probability that a rectangle is blotted out
-        padding: str = "border", # of the places that come into view: "border", "reflection" or "zeros"
+        padding: str = "white", # of places outside the image: "white", "border" or "reflection"
     ):
         super().__init__()
         self.strengths = dict(
@@ -171,8 +173,8 @@ class Augment(nn.Module):
             least, most = {"rotate": (0, 180), "hue": (0, 180), "scale": (1, 10)}.get(name, (0, 1))
             if not least <= strength <= most:
                 raise ValueError(f"{name} is {strength}; expected a number from {least} to {most}")
-        if padding not in ("border", "reflection", "zeros"):
-            raise ValueError(f"padding is {padding!r}; expected 'border', 'reflection' or 'zeros'")
+        if padding not in ("white", "border", "reflection"):
+            raise ValueError(f"padding is {padding!r}; expected 'white', 'border' or 'reflection'")
         self.padding = padding
 
     def forward(
@@ -189,7 +191,7 @@ class Augment(nn.Module):
         return erase(standardise(recolour(images, colours)), boxes)
 
     def places(self, uniform, height, width):
-        "Columns 0 to 4."
+        "From columns 0 to 4 of the random numbers."
         most, either_way = self.strengths, 2 * uniform - 1
         return place_map(
             flip=(uniform[:, 0] < most["flip"]).float(),
@@ -200,7 +202,7 @@ class Augment(nn.Module):
         )
 
     def colours(self, uniform):
-        "Columns 5 to 20. The rightmost map comes first."
+        "From columns 5 to 20; the rightmost map comes first."
         most, either_way = self.strengths, 2 * uniform - 1
         return (
             invert((uniform[:, 5] < most["invert"]).float())
@@ -213,7 +215,7 @@ class Augment(nn.Module):
         )
 
     def boxes(self, uniform):
-        "Columns 21 to 25: sides of a fifth to a half of the image's, centred anywhere in it."
+        "From columns 21 to 25: sides of a fifth to a half of the image's, centred anywhere in it."
         chosen = (uniform[:, 21:22] < self.strengths["erase"]).float()
         half, centre = chosen * (0.1 + 0.15 * uniform[:, 22:24]), uniform[:, 24:26]
         return torch.cat([centre - half, centre + half], dim=1)

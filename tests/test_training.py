@@ -1,0 +1,137 @@
+"""A run of training: what it writes, that it goes on after a kill, and that nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gradient_surgery.training import load_run, read_config, train
+
+FILES = {"config.yaml", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    "A folder of thirty classes of coloured squares, six images each."
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for label in range(30):
+        folder = root / f"class{label:02}"
+        folder.mkdir()
+        colour = torch.randint(256, (3,), generator=generator)
+        for number in range(6):
+            pixels = (colour + torch.randint(-60, 60, (32, 32, 3), generator=generator)).clamp(0, 255).to(torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return root
+
+
+def config_for(photos: Path, **changes):
+    small = {"image_size": 32, "embedding_size": 16, "num_classes": 6, "per_class": 3, "epochs": 4}
+    return read_config(dataset=str(photos), **(small | changes))
+
+
+@pytest.mark.parametrize("loss", ["GradientSurgery", "ContrastiveLoss", "TripletMarginLoss", "MultiSimilarityLoss"])
+def test_a_run_teaches_and_writes_what_it_says(photos, tmp_path, loss):
+    metrics = train(config_for(photos, loss=loss), tmp_path / "run", quiet=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    for part in ("before", "after"):
+        assert {"recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "nmi"} <= set(metrics[part])
+        assert all(0 <= value <= 1 for value in metrics[part].values())
+    model, config = load_run(tmp_path / "run")
+    assert config == config_for(photos, loss=loss)
+    assert sum(p.numel() for p in model.parameters()) == metrics["parameters"]
+
+
+def test_a_folder_in_use_is_left_alone(photos, tmp_path):
+    config = config_for(photos, epochs=1)
+    metrics = train(config, tmp_path / "run", quiet=True)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(config, tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match="another configuration: .*learning_rate"):
+        train(config_for(photos, epochs=1, learning_rate=0.5), tmp_path / "run", resume=True, quiet=True)
+    assert train(config, tmp_path / "run", resume=True, quiet=True) == metrics  # finished: only said again
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_stops_early(photos, tmp_path):
+    config = config_for(photos, epochs=50, patience=2, learning_rate=1e-12)
+    metrics = train(config, tmp_path / "run", quiet=True)
+    assert metrics["epochs"] == metrics["epoch"] + 3
+
+
+RUN = """
+import sys
+from gradient_surgery.training import read_config, train
+train(read_config(sys.argv[1]), sys.argv[2], resume=True, quiet=True)
+"""
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", RUN, str(config), str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    last = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)["model"]
+    best = load_file(folder / "checkpoint" / "best.safetensors")
+    return {f"last.{name}": value for name, value in last.items()} | {f"best.{name}": value for name, value in best.items()}
+
+
+def test_killed_in_the_middle_and_resumed_it_ends_in_the_same_weights(photos, tmp_path):
+    config = tmp_path / "config.yaml"
+    settings = config_for(photos, epochs=12)
+    config.write_text("\n".join(f"{key}: {json.dumps(getattr(settings, key))}" for key in settings.__dataclass_fields__))
+    assert start(config, tmp_path / "whole").wait() == 0
+
+    for epochs_before_the_kill in (1, 4):  # twice, in two different epochs of the same run
+        run = start(config, tmp_path / "killed")
+        last = tmp_path / "killed" / "checkpoint" / "last.pt"
+        while run.poll() is None:
+            if last.exists() and len(torch.load(last, weights_only=True)["history"]) >= epochs_before_the_kill:
+                break
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    assert start(config, tmp_path / "killed").wait() == 0
+
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed")]
+    assert scores[0]["after"] == scores[1]["after"]
+
+
+def test_a_failed_write_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch):
+    config = config_for(photos)
+    real, calls = torch.save, []
+
+    def disk_full(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            Path(arguments[1]).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    saved = torch.load(tmp_path / "run" / "checkpoint" / "last.pt", weights_only=True)
+    assert len(saved["history"]) == 2
+    assert train(config, tmp_path / "run", resume=True, quiet=True)["epochs"] == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_on_a_gpu(photos, tmp_path, precision):
+    metrics = train(config_for(photos, precision=precision), tmp_path / "run", quiet=True)
+    assert metrics["device"].startswith("cuda")
