@@ -56,7 +56,7 @@ def label_lines(
                     color=line.get_color(), va="center", annotation_clip=False)
         lowest = y
 
-# %% ../nbs/plots.ipynb #06577a7e
+# %% ../nbs/plots.ipynb #ab8fecfc
 def show_coefficients(
     ax: plt.Axes,
     coefficients: Float[Tensor, "a n"], # negative pulls, positive pushes
@@ -64,10 +64,10 @@ def show_coefficients(
 ) -> None:
     "Draw pair coefficients as an image: blue pulls, vermillion pushes, white says nothing."
     limit = coefficients.abs().max().item() or 1
-    ax.imshow(coefficients.detach().cpu(), cmap=COEFFICIENTS, vmin=-limit, vmax=limit)
+    ax.imshow(coefficients.detach().cpu().numpy(), cmap=COEFFICIENTS, vmin=-limit, vmax=limit)
     ax.set(title=title, xticks=[], yticks=[])
 
-# %% ../nbs/plots.ipynb #0890b9e6
+# %% ../nbs/plots.ipynb #90ef2441
 def show_curl(
     ax: plt.Axes,
     curl: Float[Tensor, "n p"], # over s_an (rows) and s_ap (columns), from -1 to 1
@@ -75,7 +75,7 @@ def show_curl(
 ) -> None:
     "Draw a curl over the square; white is zero."
     limit = max(curl.abs().max().item(), 1e-6)
-    ax.imshow(curl.detach().cpu(), cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", extent=(-1, 1, -1, 1))
+    ax.imshow(curl.detach().cpu().numpy(), cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", extent=(-1, 1, -1, 1))
     ax.set(title=title, xlabel="$s_{ap}$", xticks=TICKS, yticks=TICKS)
 
 # %% ../nbs/plots.ipynb #d16a2828
@@ -90,7 +90,7 @@ def triplet_coefficients(
     C = torch.cat([loss.coefficients(row, labels, reference_labels)[1] for row in similarities])
     return C[:, 0], C[:, 1]
 
-# %% ../nbs/plots.ipynb #3984a6ab
+# %% ../nbs/plots.ipynb #fbb71098
 def show_field(
     ax: plt.Axes,
     loss: PairLoss,
@@ -104,14 +104,14 @@ def show_field(
     right, up = -c_ap * (1 - s_ap**2).sqrt(), -c_an * (1 - s_an**2).sqrt()
     length = (right**2 + up**2).sqrt()
     scale = length.max().clamp(min=1e-12)
-    ax.imshow((length / scale).view(arrows, arrows), origin="lower", extent=(-1, 1, -1, 1), vmin=0, vmax=2.5, interpolation="bilinear")
+    ax.imshow((length / scale).view(arrows, arrows).numpy(), origin="lower", extent=(-1, 1, -1, 1), vmin=0, vmax=2.5, interpolation="bilinear")
     ax.plot([-1, 1], [-1, 1], color=NEUTRAL, linewidth=1, linestyle=":")
     acts = length > 1e-3 * scale
-    ax.quiver(s_ap[acts], s_an[acts], (right / scale)[acts], (up / scale)[acts], color="#222222", angles="xy", scale=9, width=0.006)
+    ax.quiver(*(v[acts].numpy() for v in (s_ap, s_an, right / scale, up / scale)), color="#222222", angles="xy", scale=9, width=0.006)
     ax.set(title=title, xlabel="$s_{ap}$ (the positive is nearer $\\rightarrow$)", ylabel="$s_{an}$ (the negative is nearer $\\rightarrow$)",
            xlim=(-1, 1), ylim=(-1, 1), xticks=TICKS, yticks=TICKS, aspect="equal")
 
-# %% ../nbs/plots.ipynb #9b5dc4c5
+# %% ../nbs/plots.ipynb #7487ae07
 def show_loss(
     loss: PairLoss,
     *, title: str = "",
@@ -124,8 +124,8 @@ def show_loss(
     pull = -triplet_coefficients(loss, s, other)[0] * tangent
     push = triplet_coefficients(loss, other, s)[1] * tangent
     with figure(1, 2, size=(7.4, 3.4), path=path) as (fig, (left, right)):
-        left.plot(s, pull, color=ATTRACTION, label="pull on the positive")
-        left.plot(s, push, color=REPULSION, linestyle="--", label="push on the negative")
+        left.plot(s.numpy(), pull.numpy(), color=ATTRACTION, label="pull on the positive")
+        left.plot(s.numpy(), push.numpy(), color=REPULSION, linestyle="--", label="push on the negative")
         left.set(xlabel="similarity of the pair", ylabel="step along the sphere", xlim=(-1, 1), ylim=(0, 1.3), xticks=TICKS, title=title)
         left.legend(loc="upper left")
         show_field(right, loss)
@@ -146,7 +146,7 @@ def show_history(
         right.annotate(f"best: {best['recall@1']:.1%}", (best["epoch"], best["recall@1"]), xytext=(0, -14), textcoords="offset points", ha="right")
         right.set(title="Recall@1 on validation classes", xlabel="epoch")
 
-# %% ../nbs/plots.ipynb #b5d5ee63
+# %% ../nbs/plots.ipynb #405c296c
 def show_gallery(
     images: UInt8[Tensor, "n 3 h w"],
     labels: Int[Tensor, "n"],
@@ -159,7 +159,7 @@ def show_gallery(
     with figure(rows, columns + 1, size=(0.8 * (columns + 1), 0.8 * rows), path=path, squeeze=False) as (fig, axes):
         for query, found, row in zip(queries.tolist(), nearest.tolist(), axes):
             for ax, image in zip(row, [query, *found]):
-                ax.imshow(images[image].permute(1, 2, 0).cpu())
+                ax.imshow(images[image].permute(1, 2, 0).cpu().numpy())
                 ax.set(xticks=[], yticks=[])
                 hit = labels[image] == labels[query]
                 colour = NEUTRAL if ax is row[0] else ATTRACTION if hit else REPULSION
@@ -170,7 +170,7 @@ def show_gallery(
         axes[0, 0].set_title("query", fontsize=8)
         axes[0, 1].set_title("nearest →", fontsize=8)
 
-# %% ../nbs/plots.ipynb #5cb24abe
+# %% ../nbs/plots.ipynb #f9bcea73
 def hardest_pairs(
     embeddings: Float[Tensor, "n d"],
     labels: Int[Tensor, "n"],
@@ -199,4 +199,4 @@ def show_triplets(
             right = s_ap > s_an
             show_field(ax, loss, title=f"{title}: {right.float().mean():.1%} below the diagonal")
             for chosen, colour in ((right, ATTRACTION), (~right, REPULSION)):
-                ax.scatter(s_ap[chosen], s_an[chosen], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True, zorder=3)
+                ax.scatter(s_ap[chosen].numpy(), s_an[chosen].numpy(), s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True, zorder=3)

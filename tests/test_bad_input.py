@@ -78,7 +78,7 @@ MISTAKES = {
     "an unreadable image": (truncated_image, Exception, r"dogs.broken\.png"),
     "no such folder": (lambda tmp_path: FolderOfClasses(tmp_path / "nowhere"), FileNotFoundError, "nowhere"),
     "a class without images": (lambda tmp_path: FolderOfClasses(folder_with(tmp_path, cats=["1.png"], dogs=["1.png"], empty=[])), Exception, "empty"),
-    "a split that is missing": (lambda tmp_path: folder_splits(folder_with(tmp_path, **{"train/a": ["1.png", "2.png"], "test/b": ["1.png"]})), FileNotFoundError, "validation"),
+    "a split that is missing": (lambda tmp_path: folder_splits(folder_with(tmp_path, **{"train/a": ["1.png", "2.png"], "test/b": ["1.png"]})), ValueError, "no validation"),
     "no such model": (lambda tmp_path: build_model("smal"), ValueError, "smal"),
     "weights of another network": (another_network, ValueError, "other.safetensors"),
     "a run without weights": (half_a_run, FileNotFoundError, "best.safetensors is missing"),
