@@ -13,8 +13,8 @@ help: ## Show this list
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
-train: $(RUNTIME) ## Train and evaluate on the bundled emoji images; ARGS go to "gradient_surgery train"
-	@$(BIN)/gradient_surgery train $(ARGS)
+train: $(RUNTIME) ## Train and evaluate on the bundled emoji, or go on where it stopped; ARGS go to "gradient_surgery train"
+	@$(BIN)/gradient_surgery train --resume $(ARGS)
 
 test: $(DEV) ## Run every notebook and all tests; ARGS go to pytest
 	@$(BIN)/pytest $(ARGS)

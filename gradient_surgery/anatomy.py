@@ -16,14 +16,17 @@ from torch import Tensor
 from .geometry import to_sphere, to_tangent
 from .pair_loss import PairLoss, check_batch
 
-# %% ../nbs/anatomy.ipynb #d9daeb50
+# %% ../nbs/anatomy.ipynb #c810c0df
 def example_batch(
     number: int = 24, # embeddings
     dimensions: int = 8,
     classes: int = 6, # the last of them has one member
     *,
     seed: int = 0,
-) -> tuple[Float[Tensor, "n d"], Int[Tensor, "n"]]: # raw embeddings in float64 that require a gradient, and labels
+) -> tuple[
+    Float[Tensor, "n d"], # raw embeddings in float64 that require a gradient
+    Int[Tensor, "n"], # labels
+]:
     "Random embeddings and labels, the same for the same seed."
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes - 1, (number,), generator=generator)
@@ -51,7 +54,7 @@ def gradient_error(
     gradient = lambda f: torch.autograd.grad(f(x, labels), x)[0]
     return relative_error(gradient(loss), gradient(formula))
 
-# %% ../nbs/anatomy.ipynb #e392a211
+# %% ../nbs/anatomy.ipynb #61e0e80f
 @dataclass(frozen=True)
 class Dissection:
     "What a loss says to a batch."
@@ -74,19 +77,26 @@ class Dissection:
     def active(self) -> float:
         "The share of pairs of different embeddings that the loss says anything about."
         n = len(self.coefficients)
-        return ((self.coefficients != 0).sum().item() - (self.coefficients.diagonal() != 0).sum().item()) / (n * (n - 1))
+        return (
+            (self.coefficients != 0).sum().item()
+            - (self.coefficients.diagonal() != 0).sum().item()
+        ) / (n * (n - 1))
 
     def __str__(self) -> str:
-        return (f"loss {self.value:.4g}: {self.active:.0%} of the pairs are active, attraction {self.attraction.mean():.3g} and "
-                f"repulsion {self.repulsion.mean():.3g} for each anchor, reconstruction error {self.reconstruction_error:.0e}")
+        return (
+            f"loss {self.value:.4g}: {self.active:.0%} of the pairs are active, "
+            f"attraction {self.attraction.mean():.3g} and "
+            f"repulsion {self.repulsion.mean():.3g} for each anchor, "
+            f"reconstruction error {self.reconstruction_error:.0e}")
 
-# %% ../nbs/anatomy.ipynb #1c6c86bd
+# %% ../nbs/anatomy.ipynb #9f39c24b
 def dissect(
-    loss: PairLoss | Callable[[Tensor, Tensor], Tensor], # a loss of ours, or any f(similarity, labels) -> scalar
+    loss: PairLoss | Callable[[Tensor, Tensor], Tensor], # one of ours, or any f(similarity, labels)
     embeddings: Float[Tensor, "n d"], # raw
     labels: Int[Tensor, "n"],
 ) -> Dissection:
-    "Take a loss apart on a batch. Raises `ValueError` or `TypeError` for a batch that cannot be used."
+    """Take a loss apart on a batch.
+    Raises `ValueError` or `TypeError` for a batch that cannot be used."""
     check_batch(embeddings, labels)
     x = embeddings.detach().requires_grad_()
     f, length = to_sphere(x)

@@ -32,20 +32,21 @@ def _first_r(hits: Bool[Tensor, "n m"], num_relevant: Int[Tensor, "n"]) -> Bool[
     rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     return hits & (rank <= num_relevant[:, None])
 
-# %% ../nbs/evaluation.ipynb #a370eb16
+# %% ../nbs/evaluation.ipynb #81666b1a
 def r_precision(
-    hits: Bool[Tensor, "n m"], # is the neighbour at this rank relevant to the query? m is at least the largest R
+    hits: Bool[Tensor, "n m"], # is the neighbour at this rank relevant? m is at least the largest R
     num_relevant: Int[Tensor, "n"], # R: how many relevant images each query could find, at least 1
 ) -> Float[Tensor, "n"]: # the share of hits among the first R neighbours
     "R-precision of each query: which share of its first R neighbours is relevant?"
     return _first_r(hits, num_relevant).sum(dim=1) / num_relevant.double()
 
-# %% ../nbs/evaluation.ipynb #94d6528f
+# %% ../nbs/evaluation.ipynb #cbf24a35
 def average_precision_at_r(
-    hits: Bool[Tensor, "n m"], # is the neighbour at this rank relevant to the query? m is at least the largest R
+    hits: Bool[Tensor, "n m"], # is the neighbour at this rank relevant? m is at least the largest R
     num_relevant: Int[Tensor, "n"], # R: how many relevant images each query could find, at least 1
 ) -> Float[Tensor, "n"]: # 1 only if all of the first R neighbours are relevant
-    "Average precision at R of each query, whose mean over the queries is MAP@R. Musgrave et al., arXiv 2003.08505."
+    """Average precision at R of each query, whose mean over the queries is MAP@R.
+    Musgrave et al., arXiv 2003.08505."""
     hits = _first_r(hits, num_relevant)
     rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
     precision = hits.cumsum(dim=1) / rank.double()
@@ -57,77 +58,100 @@ def _entropy(counts: Int[Tensor, "m"]) -> Float[Tensor, ""]:
     share = counts / counts.sum().double()
     return -(share * share.log()).sum()
 
-# %% ../nbs/evaluation.ipynb #b3ee49b4
+# %% ../nbs/evaluation.ipynb #28db57f4
 def normalised_mutual_information(
     labels: Int[Array, "n"], # the class of each image
     clusters: Int[Array, "n"], # the cluster of each image
 ) -> float: # from 0 to 1; 1 also when there is only one class and only one cluster
     "How much the clusters tell about the classes, over the mean of the two entropies."
-    _, labels, class_sizes = _integers(labels, "labels").unique(return_inverse=True, return_counts=True)
-    _, clusters, cluster_sizes = _integers(clusters, "clusters", len(labels)).unique(return_inverse=True, return_counts=True)
+    _, labels, class_sizes = _integers(labels, "labels").unique(
+        return_inverse=True, return_counts=True)
+    _, clusters, cluster_sizes = _integers(clusters, "clusters", len(labels)).unique(
+        return_inverse=True, return_counts=True)
     _, joint_sizes = (labels * len(cluster_sizes) + clusters).unique(return_counts=True)
     total = _entropy(class_sizes) + _entropy(cluster_sizes)
-    return ((2 * (total - _entropy(joint_sizes)) / total).clamp(0, 1) if total > 0 else total + 1).item()
+    return (
+        (2 * (total - _entropy(joint_sizes)) / total).clamp(0, 1) if total > 0 else total + 1
+    ).item()
 
-# %% ../nbs/evaluation.ipynb #a871bc13
+# %% ../nbs/evaluation.ipynb #577da79a
 def _clusters(unit: Float[Tensor, "n d"], num_clusters: int, *, seed: int) -> Int[Tensor, "n"]:
     "The k-means cluster of each unit embedding."
     # the least size only silences a warning: classes of fewer than 39 images are the rule here
-    kmeans = faiss.Kmeans(unit.shape[1], num_clusters, niter=20, seed=seed, min_points_per_centroid=1)
+    kmeans = faiss.Kmeans(
+        unit.shape[1], num_clusters, niter=20, seed=seed, min_points_per_centroid=1)
     kmeans.train(unit.numpy())
     return torch.from_numpy(kmeans.index.search(unit.numpy(), 1)[1][:, 0])
 
-# %% ../nbs/evaluation.ipynb #7ba00fc2
-def _unit(embeddings: Float[Array, "n d"], name: str, dimensions: int | None = None) -> Float[Tensor, "n d"]:
+# %% ../nbs/evaluation.ipynb #f23ada1e
+def _unit(
+    embeddings: Float[Array, "n d"], name: str, dimensions: int | None = None
+) -> Float[Tensor, "n d"]:
     "The embeddings as unit rows, float32, on the CPU."
     if isinstance(embeddings, Tensor):
         x = embeddings.detach().cpu().double()
     else:
         x = torch.from_numpy(np.array(embeddings, dtype=np.float64))
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{name}: expected a matrix [n, d] with one embedding in each row, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name}: expected a matrix [n, d] with one embedding in each row, "
+            f"got shape {tuple(x.shape)}")
     if dimensions not in (None, x.shape[1]):
-        raise ValueError(f"{name}: expected {dimensions} dimensions as in embeddings, got {x.shape[1]}; embed both with one model")
+        raise ValueError(
+            f"{name}: expected {dimensions} dimensions as in embeddings, got {x.shape[1]}; "
+            "embed both with one model")
     length = x.norm(dim=1, keepdim=True)
-    for bad, what in ((~length.isfinite(), "NaN or infinite values"), (length == 0, "only zeros, so no direction")):
+    for bad, what in (
+        (~length.isfinite(), "NaN or infinite values"),
+        (length == 0, "only zeros, so no direction"),
+    ):
         if bad.any():
-            raise ValueError(f"{name}: row {bad.flatten().nonzero()[0].item()} of {len(x)} has {what}"
-                             f" ({bad.sum().item()} such rows); look at the model that made it")
+            raise ValueError(
+                f"{name}: row {bad.flatten().nonzero()[0].item()} of {len(x)} has {what} "
+                f"({bad.sum().item()} such rows); look at the model that made it")
     return (x / length).float()
 
-# %% ../nbs/evaluation.ipynb #9fa34272
+# %% ../nbs/evaluation.ipynb #48043371
 def _integers(labels: Int[Array, "n"], name: str, count: int | None = None) -> Int[Tensor, "n"]:
     "The labels as int64 on the CPU."
     labels = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
     if labels.ndim != 1:
-        raise ValueError(f"{name}: expected one integer for each embedding, a shape [n], got shape {labels.shape}")
+        raise ValueError(
+            f"{name}: expected one integer for each embedding, a shape [n], "
+            f"got shape {labels.shape}")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got {labels.dtype}; number the classes, or convert with .long() or .astype(int)")
+        raise TypeError(
+            f"{name}: expected integers, got {labels.dtype}; "
+            "number the classes, or convert with .long() or .astype(int)")
     if count not in (None, len(labels)):
         raise ValueError(f"{name}: expected {count}, one for each embedding, got {len(labels)}")
     return torch.from_numpy(labels.astype(np.int64))
 
-# %% ../nbs/evaluation.ipynb #00e17b6c
+# %% ../nbs/evaluation.ipynb #0eb77633
 def _reachable(k: int, name: str, available: int) -> int:
     "The number of neighbours, once it is known that each query has so many."
     if not isinstance(k, (int, np.integer)) or k < 1:
         raise ValueError(f"{name}: expected whole numbers from 1, got {k!r}")
     if k > available:
-        raise ValueError(f"{name}: {k} neighbours wanted, but each query has only {available} to choose from; ask for fewer")
+        raise ValueError(
+            f"{name}: {k} neighbours wanted, but each query has only {available} "
+            "to choose from; ask for fewer")
     return int(k)
 
-# %% ../nbs/evaluation.ipynb #6a7494ec
+# %% ../nbs/evaluation.ipynb #d5583b01
 _NEIGHBOURS_AT_ONCE = 2**20
 
 def _neighbours(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int,
     own: Int[Tensor, "n"] | None, # where each query itself lies in the gallery; None if it does not
 ) -> Iterator[tuple[Int[Tensor, "c"], Float[Tensor, "c k"], Int[Tensor, "c k"]]]:
-    "For each chunk of queries: their numbers, and the similarities and indices of their k nearest, best first."
+    """For each chunk of queries: their numbers, and the similarities and indices of their
+    k nearest, best first."""
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery.numpy())
     for rows in torch.arange(len(queries)).split(max(1, _NEIGHBOURS_AT_ONCE // k)):
-        similarity, found = map(torch.from_numpy, index.search(queries[rows].numpy(), k + (own is not None)))
+        similarity, found = map(
+            torch.from_numpy, index.search(queries[rows].numpy(), k + (own is not None)))
         if own is not None:
             keep = found != own[rows, None]
             keep[keep.all(dim=1), -1] = False
@@ -144,32 +168,33 @@ def _sets(
         return queries, queries, torch.arange(len(queries))
     return queries, _unit(gallery, "gallery", queries.shape[1]), None
 
-# %% ../nbs/evaluation.ipynb #e7b12a1d
+# %% ../nbs/evaluation.ipynb #9239e764
 def nearest(
     embeddings: Float[Array, "n d"], # the queries; they need not be normalised
     k: int, # how many neighbours
     *,
     gallery: Float[Array, "m d"] | None = None, # where to search; None: among the other embeddings
-) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]: # cosine similarity and index of each neighbour, best first
+) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]: # cosine similarity and index, best first
     "The k nearest neighbours of each query, never the query itself."
     queries, gallery, own = _sets(embeddings, gallery)
     k = _reachable(k, "k", len(gallery) - (own is not None))
     _, similarity, index = zip(*_neighbours(queries, gallery, k, own))
     return torch.cat(similarity), torch.cat(index)
 
-# %% ../nbs/evaluation.ipynb #86dfaf47
+# %% ../nbs/evaluation.ipynb #f8536f4a
 def count_relevant(
     labels: Int[Array, "n"], # the class of each query
-    gallery_labels: Int[Array, "m"] | None = None, # the class of each image searched; None: the other queries
+    gallery_labels: Int[Array, "m"] | None = None, # of the images searched; None: the other queries
 ) -> Int[Tensor, "n"]: # R, 0 for a query that can find nothing
     "How many relevant images each query could find."
     labels = _integers(labels, "labels")
     searched = labels if gallery_labels is None else _integers(gallery_labels, "gallery_labels")
     classes, sizes = searched.unique(return_counts=True)
     place = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
-    return torch.where(classes[place] == labels, sizes[place], 0) - (1 if gallery_labels is None else 0)
+    return torch.where(classes[place] == labels, sizes[place], 0) - (
+        1 if gallery_labels is None else 0)
 
-# %% ../nbs/evaluation.ipynb #ebd4cd86
+# %% ../nbs/evaluation.ipynb #f98844cb
 def _ranking_scores(
     queries: Float[Tensor, "n d"], labels: Int[Tensor, "n"],
     gallery: Float[Tensor, "m d"], gallery_labels: Int[Tensor, "m"],
@@ -179,12 +204,16 @@ def _ranking_scores(
     num_relevant = count_relevant(labels, gallery_labels if own is None else None)
     scored = num_relevant > 0
     if not scored.any():
-        raise ValueError(f"labels: none of the {len(labels)} queries has an image of its class to find; check that labels repeat")
+        raise ValueError(
+            f"labels: none of the {len(labels)} queries has an image of its class to find; "
+            "check that labels repeat")
     ks = list(dict.fromkeys(_reachable(k, "ks", len(gallery) - (own is not None)) for k in ks))
     depth = max(ks + [num_relevant.max().item()])
     queries, labels, num_relevant = queries[scored], labels[scored], num_relevant[scored]
     total = defaultdict(float)
-    for rows, _, index in _neighbours(queries, gallery, depth, None if own is None else own[scored]):
+    for rows, _, index in _neighbours(
+        queries, gallery, depth, None if own is None else own[scored]
+    ):
         hits = gallery_labels[index] == labels[rows, None]
         for k in ks:
             total[f"recall@{k}"] += recall_at(hits, k).sum().item()
@@ -192,12 +221,12 @@ def _ranking_scores(
         total["map@r"] += average_precision_at_r(hits, num_relevant[rows]).sum().item()
     return {name: value / len(queries) for name, value in total.items()}
 
-# %% ../nbs/evaluation.ipynb #8e03b161
+# %% ../nbs/evaluation.ipynb #bd22d8b6
 def evaluate(
     embeddings: Float[Array, "n d"], # the queries; they need not be normalised
     labels: Int[Array, "n"], # the class of each query
     *,
-    gallery: Float[Array, "m d"] | None = None, # where to search; None: each query searches the others
+    gallery: Float[Array, "m d"] | None = None, # where to search; None: among the other queries
     gallery_labels: Int[Array, "m"] | None = None, # the class of each image in the gallery
     ks: Sequence[int] = (1, 2, 4, 8), # the K of Recall@K
     nmi: bool = True, # also cluster the queries, into as many clusters as they have classes?
@@ -205,18 +234,26 @@ def evaluate(
 ) -> dict[str, float]: # recall@K for each K, r_precision, map@r and nmi, as fractions of 1
     """Retrieval and clustering scores of embeddings by cosine similarity.
 
-    The ranking scores are means over the queries that have something to find; NMI is over all queries.
+    The ranking scores are means over the queries that have something to find;
+    NMI is over all queries.
 
-    Raises ValueError or TypeError, naming the argument, for shapes that do not fit, embeddings without a
-    direction, labels that are no integers, more neighbours than there are, or if no query has anything to find.
+    Raises ValueError or TypeError, naming the argument, for shapes that do not fit, embeddings
+    without a direction, labels that are no integers, more neighbours than there are, or if no
+    query has anything to find.
     """
     if (gallery is None) != (gallery_labels is None):
-        given, missing = ("gallery", "gallery_labels") if gallery_labels is None else ("gallery_labels", "gallery")
-        raise ValueError(f"{missing}: expected together with {given}, got None; give both or neither")
+        given, missing = (
+            ("gallery", "gallery_labels") if gallery_labels is None
+            else ("gallery_labels", "gallery"))
+        raise ValueError(
+            f"{missing}: expected together with {given}, got None; give both or neither")
     queries, gallery, own = _sets(embeddings, gallery)
     labels = _integers(labels, "labels", len(queries))
-    searched = labels if own is not None else _integers(gallery_labels, "gallery_labels", len(gallery))
+    searched = (
+        labels if own is not None
+        else _integers(gallery_labels, "gallery_labels", len(gallery)))
     result = _ranking_scores(queries, labels, gallery, searched, own, ks)
     if nmi:
-        result["nmi"] = normalised_mutual_information(labels, _clusters(queries, len(labels.unique()), seed=seed))
+        result["nmi"] = normalised_mutual_information(
+            labels, _clusters(queries, len(labels.unique()), seed=seed))
     return result

@@ -18,7 +18,7 @@ import torch
 from . import __version__
 from .training import replacing
 
-# %% ../nbs/experiments.ipynb #b2a2e710
+# %% ../nbs/experiments.ipynb #5b62c635
 class NotebookError(RuntimeError):
     "A notebook failed; says which one, in which cell, and how."
 
@@ -32,33 +32,42 @@ def run_notebook(
     seconds_per_cell: int | None = None, # after which a cell counts as hanging
     **options, # passed on to papermill
 ) -> Path: # the executed copy
-    "Run a notebook with parameters. Raises `ValueError` for a parameter it does not have, and `NotebookError` where a cell fails."
+    """Run a notebook with parameters. Raises `ValueError` for a parameter it does not have,
+    and `NotebookError` where a cell fails."""
     import papermill
     from papermill.exceptions import PapermillExecutionError, strip_color
 
-    if parameters and (unknown := sorted(set(parameters) - set(papermill.inspect_notebook(str(notebook))))):
-        raise ValueError(f"parameters of {notebook} do not include {', '.join(unknown)}; expected some of {', '.join(papermill.inspect_notebook(str(notebook)))}")
+    if parameters and (
+        unknown := sorted(set(parameters) - set(papermill.inspect_notebook(str(notebook))))
+    ):
+        raise ValueError(
+            f"parameters of {notebook} do not include {', '.join(unknown)}; "
+            f"expected some of {', '.join(papermill.inspect_notebook(str(notebook)))}")
     try:
         papermill.execute_notebook(
             str(notebook), str(executed), parameters, kernel_name=kernel,
             execution_timeout=seconds_per_cell, progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"], **options) # not the kernel's own chatter
+            extra_arguments=["--IPKernelApp.log_level=ERROR"], # not the kernel's own chatter
+            **options)
     except PapermillExecutionError as error:
         traceback = strip_color("\n".join(error.traceback))
-        raise NotebookError(f"{notebook}, cell {error.cell_index}:\n\n{error.source}\n\n{traceback}") from None
+        raise NotebookError(
+            f"{notebook}, cell {error.cell_index}:\n\n{error.source}\n\n{traceback}") from None
     except Exception as error: # a cell that hangs, a kernel that dies
         raise NotebookError(f"{notebook}: {type(error).__name__}: {error}") from error
     return Path(executed)
 
-# %% ../nbs/experiments.ipynb #3bb9037b
-def commit() -> str | None: # of the folder this runs in, with "+" if it was changed; None outside a repository
+# %% ../nbs/experiments.ipynb #0f4078bf
+def commit() -> str | None: # of the working folder, "+" if changed; None outside a repository
     "The version of the code, as git knows it."
     git = lambda *arguments: subprocess.run(["git", *arguments], capture_output=True, text=True)
     try:
         revision = git("rev-parse", "--short", "HEAD")
     except FileNotFoundError: # no git
         return None
-    return revision.stdout.strip() + ("+" if git("status", "--porcelain").stdout else "") if revision.returncode == 0 else None
+    return (
+        revision.stdout.strip() + ("+" if git("status", "--porcelain").stdout else "")
+        if revision.returncode == 0 else None)
 
 
 def write_record(
@@ -73,10 +82,17 @@ def write_record(
 ) -> dict:
     "Write down what an experiment found. Raises `FileExistsError` where there is a record already."
     if Path(path).exists():
-        raise FileExistsError(f"path {path} is a record already, and records are not changed; expected a new path")
-    versions = {"gradient_surgery": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    record = {"experiment": experiment, "parameters": parameters, "metrics": metrics, "selected_on": selected_on,
-              "seconds": seconds, "device": device, "commit": commit(), "versions": versions}
+        raise FileExistsError(
+            f"path {path} is a record already, and records are not changed; expected a new path")
+    versions = {
+        "gradient_surgery": __version__, "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    record = {
+        "experiment": experiment, "parameters": parameters, "metrics": metrics,
+        "selected_on": selected_on, "seconds": seconds, "device": device,
+        "commit": commit(), "versions": versions,
+    }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     return record
@@ -96,16 +112,22 @@ def read_records(
         records.append(record)
     return records
 
-# %% ../nbs/experiments.ipynb #84e41cf4
+# %% ../nbs/experiments.ipynb #0602e007
 def summarise(
     records: list[dict],
     metric: str, # one of the records' metrics
-) -> list[dict]: # for each set of parameters: the parameters, mean, standard deviation (None for one seed), seeds
+) -> list[dict]: # each set of parameters, with mean, std (None for one seed) and number of seeds
     "Mean and standard deviation of a metric over seeds, best first."
     groups = defaultdict(list)
     for record in records:
         parameters = {name: value for name, value in record["parameters"].items() if name != "seed"}
         groups[json.dumps(parameters, sort_keys=True)].append(record["metrics"][metric])
-    rows = [json.loads(key) | {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "seeds": len(values)}
-            for key, values in groups.items()]
+    rows = [
+        json.loads(key) | {
+            "mean": mean(values),
+            "std": stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+        }
+        for key, values in groups.items()
+    ]
     return sorted(rows, key=lambda row: -row["mean"])

@@ -38,18 +38,18 @@ def easiest_positive(similarity, positives):
     most = similarity.masked_fill(~positives, -torch.inf).argmax(1, keepdim=True)
     return most, positives.any(1, keepdim=True)
 
-# %% ../nbs/mining.ipynb #708e31ab
+# %% ../nbs/mining.ipynb #fd6be334
 def hardest_below(
     similarity: Float[Tensor, "a n"],
     negatives: Bool[Tensor, "a n"],
     bound: Float[Tensor, "a p"], # a negative counts only if its similarity is strictly below
-) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]: # column of the negative, and whether there is one
+) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]: # its column, and whether there is one
     "The most similar negative below each bound."
     ordered, column = similarity.masked_fill(~negatives, torch.inf).sort(dim=1)
     below = torch.searchsorted(ordered, bound.contiguous()) # how many negatives are below
     return column.gather(1, (below - 1).clamp(min=0)), below > 0
 
-# %% ../nbs/mining.ipynb #c0fa6e2f
+# %% ../nbs/mining.ipynb #68491c55
 def mine(
     similarity: Float[Tensor, "a n"],
     positives: Bool[Tensor, "a n"],
@@ -62,7 +62,8 @@ def mine(
     if positive == "all":
         p, has_positive = all_columns(positives)
     else:
-        p, has_positive = {"hardest": hardest_positive, "easiest": easiest_positive}[positive](similarity, positives)
+        choose = {"hardest": hardest_positive, "easiest": easiest_positive}[positive]
+        p, has_positive = choose(similarity, positives)
     if negative == "all":
         n = torch.arange(similarity.shape[1], device=p.device).expand(*p.shape, -1)
         return Triplets(p, n, has_positive[:, :, None] & negatives[:, None])
@@ -71,14 +72,14 @@ def mine(
     n, has_negative = hardest_below(similarity, negatives, bound)
     return Triplets(p, n[:, :, None], (has_positive & has_negative)[:, :, None])
 
-# %% ../nbs/mining.ipynb #13d64652
+# %% ../nbs/mining.ipynb #c8f1d95a
 Miner = Callable[[Tensor, Tensor, Tensor], Triplets]
 MINING: dict[str, Miner] = {
     "all": partial(mine, positive="all", negative="all"),
     "semihard": partial(mine, positive="all", negative="semihard"), # Schroff et al. 2015
     "hardest": partial(mine, positive="hardest", negative="hardest"), # Hermans et al. 2017
     "easy_positive_hard": partial(mine, positive="easiest", negative="hardest"), # Xuan et al. 2020
-    "easy_positive_semihard": partial(mine, positive="easiest", negative="semihard"), # Xuan et al. 2020
+    "easy_positive_semihard": partial(mine, positive="easiest", negative="semihard"), # likewise
 }
 
 

@@ -16,13 +16,13 @@ from torch.autograd.function import once_differentiable
 
 from .geometry import to_sphere, to_tangent
 
-# %% ../nbs/pair_loss.ipynb #3e168b27
+# %% ../nbs/pair_loss.ipynb #33dc1f2f
 class Terms(NamedTuple):
     "What a loss says about some rows of the similarities."
     value: Float[Tensor, "a"] # each anchor's value
     coefficients: Float[Tensor, "a n"] # the derivative of the value by each similarity
-    count: Float[Tensor, "a"] | None = None # what the sum of the values is divided by; None: one for each anchor
-    parameters: dict[str, Tensor] | None = None # the derivative of the summed value by learned parameters, by name
+    count: Float[Tensor, "a"] | None = None # what the sum is divided by; None: one for each anchor
+    parameters: dict[str, Tensor] | None = None # summed value's derivative by learned parameters
 
 # %% ../nbs/pair_loss.ipynb #6e2ee713
 class Components(NamedTuple):
@@ -45,50 +45,70 @@ def pair_masks(
         same[torch.arange(len(own), device=same.device), own] = False
     return same, negatives
 
-# %% ../nbs/pair_loss.ipynb #cf8e10d9
+# %% ../nbs/pair_loss.ipynb #77d9b020
 def check_batch(
     embeddings: Float[Tensor, "a d"],
     labels: Int[Tensor, "a"],
     references: Float[Tensor, "n d"] | None = None,
     reference_labels: Int[Tensor, "n"] | None = None,
 ) -> None:
-    """Raise `ValueError` or `TypeError` where a batch has the wrong shape, is not finite, has an embedding
-    of length zero, or has no positive or no negative pair at all."""
+    """Raise `ValueError` or `TypeError` where a batch has the wrong shape, is not finite,
+    has an embedding of length zero, or has no positive or no negative pair at all."""
     _check_side("embeddings", embeddings, "labels", labels)
     own = None
     if references is None:
-        references, reference_labels, own = embeddings, labels, torch.arange(len(labels), device=labels.device)
+        references, reference_labels = embeddings, labels
+        own = torch.arange(len(labels), device=labels.device)
     else:
         _check_side("references", references, "reference_labels", reference_labels)
         if references.shape[1] != embeddings.shape[1]:
-            raise ValueError(f"references have {references.shape[1]} dimensions, embeddings have {embeddings.shape[1]}; expected the same")
-    sides = {"embeddings": embeddings} if own is not None else {"embeddings": embeddings, "references": references}
+            raise ValueError(
+                f"references have {references.shape[1]} dimensions, "
+                f"embeddings have {embeddings.shape[1]}; expected the same")
+    sides = (
+        {"embeddings": embeddings} if own is not None
+        else {"embeddings": embeddings, "references": references})
     facts = [*_which_pairs(labels, reference_labels, own)]
     for side in sides.values():
-        length = torch.linalg.vector_norm(side.detach(), dim=1, dtype=torch.promote_types(side.dtype, torch.float32))
+        length = torch.linalg.vector_norm(
+            side.detach(), dim=1, dtype=torch.promote_types(side.dtype, torch.float32))
         facts += [length.isfinite().all(), (length != 0).all()]
-    has_positive, has_negative, *lengths = torch.stack([fact.to(embeddings.device) for fact in facts]).tolist()
+    has_positive, has_negative, *lengths = torch.stack(
+        [fact.to(embeddings.device) for fact in facts]).tolist()
     for name, finite, nonzero in zip(sides, lengths[::2], lengths[1::2]):
         if not finite:
-            raise ValueError(f"{name} contain NaN or infinity; expected finite numbers. Is the learning rate too high?")
+            raise ValueError(
+                f"{name} contain NaN or infinity; expected finite numbers. "
+                "Is the learning rate too high?")
         if not nonzero:
-            raise ValueError(f"{name} contain a vector of length zero, which has no direction; expected non-zero vectors")
+            raise ValueError(
+                f"{name} contain a vector of length zero, which has no direction; "
+                "expected non-zero vectors")
     if not has_positive:
-        raise ValueError("labels give no positive pair: no two embeddings share a class. Sample at least two images of a class, for example with BalancedSampler")
+        raise ValueError(
+            "labels give no positive pair: no two embeddings share a class. "
+            "Sample at least two images of a class, for example with BalancedSampler")
     if not has_negative:
-        raise ValueError("labels give no negative pair: all embeddings are of one class. Sample at least two classes, for example with BalancedSampler")
+        raise ValueError(
+            "labels give no negative pair: all embeddings are of one class. "
+            "Sample at least two classes, for example with BalancedSampler")
 
-# %% ../nbs/pair_loss.ipynb #fb313ce2
+# %% ../nbs/pair_loss.ipynb #0268dd63
 def _check_side(name: str, embeddings: Tensor, labels_name: str, labels: Tensor) -> None:
     for argument, value in ((name, embeddings), (labels_name, labels)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{argument} is a {type(value).__name__}; expected a torch.Tensor")
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        raise ValueError(f"{name} has shape {tuple(embeddings.shape)} and type {embeddings.dtype}; expected [number, dimensions] of floating point")
+        raise ValueError(
+            f"{name} has shape {tuple(embeddings.shape)} and type {embeddings.dtype}; "
+            "expected [number, dimensions] of floating point")
     if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"{labels_name} has type {labels.dtype}; expected integers, one for each class")
+        raise TypeError(
+            f"{labels_name} has type {labels.dtype}; expected integers, one for each class")
     if labels.ndim != 1 or len(labels) != len(embeddings):
-        raise ValueError(f"{labels_name} has shape {tuple(labels.shape)}; expected [{len(embeddings)}], one label for each row of {name}")
+        raise ValueError(
+            f"{labels_name} has shape {tuple(labels.shape)}; "
+            f"expected [{len(embeddings)}], one label for each row of {name}")
 
 
 def _which_pairs(
@@ -97,14 +117,17 @@ def _which_pairs(
     ordered = reference_labels.sort().values
     if own is not None:
         return (ordered[1:] == ordered[:-1]).any(), (ordered[1:] != ordered[:-1]).any()
-    return torch.isin(labels, ordered).any(), (labels.min() != labels.max()) | (ordered != labels[:1]).any()
+    return (
+        torch.isin(labels, ordered).any(),
+        (labels.min() != labels.max()) | (ordered != labels[:1]).any(),
+    )
 
-# %% ../nbs/pair_loss.ipynb #a15fd5f3
+# %% ../nbs/pair_loss.ipynb #f62f3db9
 class PairLoss(nn.Module):
     """A loss that is a function of similarities and labels, with its gradient given explicitly.
 
-    Call it as `loss(embeddings, labels)`; `backward()` delivers the coefficients that `rows` returned.
-    Subclasses define `rows`, and where needed `summarise`."""
+    Call it as `loss(embeddings, labels)`; `backward()` delivers the coefficients that `rows`
+    returned. Subclasses define `rows`, and where needed `summarise`."""
     components: Components # in words, for the catalogue
     normalise = True # whether similarities are cosines; False: plain dot products
     entries = 2**22 # how many similarities are held at a time
@@ -117,10 +140,15 @@ class PairLoss(nn.Module):
         summary: Float[Tensor, "all k"] | None, # of all anchors, from `summarise`
     ) -> Terms:
         "The value and the coefficients of some anchors."
-        raise NotImplementedError(f"{type(self).__name__} does not define rows(similarity, positives, negatives, summary)")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define "
+            "rows(similarity, positives, negatives, summary)")
 
     def summarise(
-        self, similarity: Float[Tensor, "a n"], positives: Bool[Tensor, "a n"], negatives: Bool[Tensor, "a n"]
+        self,
+        similarity: Float[Tensor, "a n"],
+        positives: Bool[Tensor, "a n"],
+        negatives: Bool[Tensor, "a n"],
     ) -> Float[Tensor, "a k"] | None:
         "What has to be known of every anchor first; by default nothing."
         return None
@@ -129,41 +157,45 @@ class PairLoss(nn.Module):
         self,
         embeddings: Float[Tensor, "a d"], # raw: the loss normalises them
         labels: Int[Tensor, "a"],
-        references: Float[Tensor, "n d"] | None = None, # what the anchors are compared with; None: one another
+        references: Float[Tensor, "n d"] | None = None, # what to compare with; None: one another
         reference_labels: Int[Tensor, "n"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch; `backward()` gives exactly the coefficients of `rows`.
         Raises `ValueError` or `TypeError` for a batch that cannot be used, see `check_batch`."""
         check_batch(embeddings, labels, references, reference_labels)
-        labels, reference_labels = (y if y is None else y.to(embeddings.device) for y in (labels, reference_labels))
+        labels, reference_labels = (
+            y if y is None else y.to(embeddings.device) for y in (labels, reference_labels))
         parameters = dict(self.named_parameters())
         return _ExplicitGradient.apply(
-            self, embeddings, references, labels, reference_labels, tuple(parameters), *parameters.values()
-        )
+            self, embeddings, references, labels, reference_labels,
+            tuple(parameters), *parameters.values())
 
     def coefficients(
         self,
         similarity: Float[Tensor, "a n"],
         labels: Int[Tensor, "a"],
-        reference_labels: Int[Tensor, "n"] | None = None, # None: the columns are the anchors themselves
+        reference_labels: Int[Tensor, "n"] | None = None, # None: the columns are the anchors
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "a n"]]: # the loss, and its pair coefficients C
         "The loss and the matrix of its coefficients, for similarities that are given."
         total = _Total()
         C = torch.zeros_like(similarity)
-        for chosen, terms in self._terms(lambda chosen: similarity[chosen], labels, reference_labels):
+        for chosen, terms in self._terms(
+            lambda chosen: similarity[chosen], labels, reference_labels
+        ):
             total.add(terms)
             C[chosen] = terms.coefficients
         return total.value / total.count, C / total.count
 
     def _terms(
         self,
-        similarity: Callable[[Int[Tensor, "a"]], Float[Tensor, "a n"]], # gives the rows of S that are asked for
+        similarity: Callable[[Int[Tensor, "a"]], Float[Tensor, "a n"]], # gives some rows of S
         labels: Int[Tensor, "all"],
         reference_labels: Int[Tensor, "n"] | None,
     ) -> Iterator[tuple[Int[Tensor, "a"], Terms]]:
         own = reference_labels is None
         columns = labels if own else reference_labels
-        chunks = torch.arange(len(labels), device=labels.device).split(max(1, self.entries // len(columns)))
+        chunks = torch.arange(len(labels), device=labels.device).split(
+            max(1, self.entries // len(columns)))
 
         @lru_cache(maxsize=1)
         def pairs(index: int):
@@ -171,11 +203,13 @@ class PairLoss(nn.Module):
             return similarity(chosen), *pair_masks(labels[chosen], columns, chosen if own else None)
 
         needs_summary = type(self).summarise is not PairLoss.summarise
-        summary = torch.cat([self.summarise(*pairs(i)) for i in range(len(chunks))]) if needs_summary else None
+        summary = (
+            torch.cat([self.summarise(*pairs(i)) for i in range(len(chunks))])
+            if needs_summary else None)
         for i, chosen in enumerate(chunks):
             yield chosen, self.rows(*pairs(i), summary)
 
-# %% ../nbs/pair_loss.ipynb #0138f220
+# %% ../nbs/pair_loss.ipynb #5c4eeb39
 class _Total:
     "The running sum of values, counts and parameter gradients."
     def __init__(self):
@@ -183,14 +217,16 @@ class _Total:
 
     def add(self, terms: Terms) -> None:
         self._value = self._value + terms.value.sum()
-        self._count = self._count + (torch.ones_like(terms.value) if terms.count is None else terms.count).sum()
+        self._count = self._count + (
+            torch.ones_like(terms.value) if terms.count is None else terms.count).sum()
         for name, gradient in (terms.parameters or {}).items():
             self.parameters[name] = self.parameters.get(name, 0) + gradient
 
     value = property(lambda self: self._value)
-    count = property(lambda self: torch.where(self._count > 0, self._count, 1)) # an empty sum is 0, not 0/0
+    # an empty sum is 0, not 0/0
+    count = property(lambda self: torch.where(self._count > 0, self._count, 1))
 
-# %% ../nbs/pair_loss.ipynb #0f531d80
+# %% ../nbs/pair_loss.ipynb #91c7fbe3
 class _ExplicitGradient(torch.autograd.Function):
     "Computes the loss and its gradient together, and hands the gradient out when it is asked for."
 
@@ -202,18 +238,26 @@ class _ExplicitGradient(torch.autograd.Function):
             f, length = _points(x, loss.normalise)
             r, r_length = (f, None) if y is None else _points(y, loss.normalise)
             G = torch.zeros_like(f)
-            H = G if y is None else torch.zeros_like(r) # the batch is its own reference: C and Cᵀ meet in one sum
+            # where the batch is its own reference, C and Cᵀ meet in one sum
+            H = G if y is None else torch.zeros_like(r)
             total, wanted = _Total(), any(ctx.needs_input_grad)
-            for chosen, terms in loss._terms(lambda chosen: f[chosen] @ r.T, labels, reference_labels):
+            for chosen, terms in loss._terms(
+                lambda chosen: f[chosen] @ r.T, labels, reference_labels
+            ):
                 total.add(terms)
                 if wanted:
                     G[chosen] += terms.coefficients @ r # C F
                     H += terms.coefficients.T @ f[chosen] # Cᵀ F
             if wanted:
-                to_x = lambda gradient, point, size: (gradient if size is None else to_tangent(gradient, point) / size) / total.count
+                def to_x(gradient, point, size):
+                    arrived = gradient if size is None else to_tangent(gradient, point) / size
+                    return arrived / total.count
+
                 gradients = [to_x(G, f, length).to(embeddings.dtype)]
                 gradients.append(None if y is None else to_x(H, r, r_length).to(references.dtype))
-                gradients += [total.parameters[name] / total.count if name in total.parameters else None for name in names]
+                gradients += [
+                    total.parameters[name] / total.count if name in total.parameters else None
+                    for name in names]
                 ctx.present = [gradient is not None for gradient in gradients]
                 ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
             return total.value / total.count
@@ -222,9 +266,13 @@ class _ExplicitGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         saved = iter(ctx.saved_tensors)
-        gradients = [(upstream * (g := next(saved))).to(g.dtype) if present else None for present in ctx.present]
+        gradients = [
+            (upstream * (g := next(saved))).to(g.dtype) if present else None
+            for present in ctx.present]
         return None, gradients[0], gradients[1], None, None, None, *gradients[2:]
 
 
-def _points(x: Float[Tensor, "n d"], normalise: bool) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"] | None]:
+def _points(
+    x: Float[Tensor, "n d"], normalise: bool
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"] | None]:
     return to_sphere(x) if normalise else (x, None)

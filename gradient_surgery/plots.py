@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .pair_loss import PairLoss
 
-# %% ../nbs/plots.ipynb #17878f36
+# %% ../nbs/plots.ipynb #27472328
 ATTRACTION, REPULSION, NEUTRAL = "#0072B2", "#D55E00", "#767676"
 TICKS = (-1, -0.5, 0, 0.5, 1) # of every axis that shows a similarity
 COEFFICIENTS = LinearSegmentedColormap.from_list("coefficients", [ATTRACTION, "white", REPULSION])
@@ -28,13 +28,15 @@ COEFFICIENTS = LinearSegmentedColormap.from_list("coefficients", [ATTRACTION, "w
 @contextmanager
 def figure(
     rows: int = 1, columns: int = 1, *,
-    size: tuple[float, float] | None = None, # width and height in inches, by default 3.6 x 3.2 for each panel
+    size: tuple[float, float] | None = None, # in inches, by default 3.6 x 3.2 for each panel
     path: str | Path | None = None, # where to save it; by default it is shown
     **subplots, # passed on to `plt.subplots`
 ):
     "A figure in our style: yields `(figure, axes)`, and on leaving shows or saves it."
     with plt.style.context("gradient_surgery.style"):
-        fig, axes = plt.subplots(rows, columns, figsize=size or (3.6 * columns, 3.2 * rows), layout="constrained", **subplots)
+        fig, axes = plt.subplots(
+            rows, columns, figsize=size or (3.6 * columns, 3.2 * rows),
+            layout="constrained", **subplots)
         try:
             yield fig, axes
             if path is None:
@@ -67,7 +69,7 @@ def show_coefficients(
     ax.imshow(coefficients.detach().cpu().numpy(), cmap=COEFFICIENTS, vmin=-limit, vmax=limit)
     ax.set(title=title, xticks=[], yticks=[])
 
-# %% ../nbs/plots.ipynb #90ef2441
+# %% ../nbs/plots.ipynb #a19bac96
 def show_curl(
     ax: plt.Axes,
     curl: Float[Tensor, "n p"], # over s_an (rows) and s_ap (columns), from -1 to 1
@@ -75,10 +77,12 @@ def show_curl(
 ) -> None:
     "Draw a curl over the square; white is zero."
     limit = max(curl.abs().max().item(), 1e-6)
-    ax.imshow(curl.detach().cpu().numpy(), cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", extent=(-1, 1, -1, 1))
+    ax.imshow(
+        curl.detach().cpu().numpy(), cmap="PuOr", vmin=-limit, vmax=limit,
+        origin="lower", extent=(-1, 1, -1, 1))
     ax.set(title=title, xlabel="$s_{ap}$", xticks=TICKS, yticks=TICKS)
 
-# %% ../nbs/plots.ipynb #d16a2828
+# %% ../nbs/plots.ipynb #d5ca5f29
 def triplet_coefficients(
     loss: PairLoss,
     s_ap: Float[Tensor, "k"], # similarities of the positive pair
@@ -86,11 +90,11 @@ def triplet_coefficients(
 ) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]: # c_ap and c_an
     "What a loss says to an anchor with one positive and one negative, for each of k such batches."
     labels, reference_labels = torch.tensor([0]), torch.tensor([0, 1])
-    similarities = torch.stack([s_ap, s_an], dim=1)[:, None] # [k, 1, 2]: k batches of one anchor each
+    similarities = torch.stack([s_ap, s_an], dim=1)[:, None] # [k, 1, 2]: k batches of one anchor
     C = torch.cat([loss.coefficients(row, labels, reference_labels)[1] for row in similarities])
     return C[:, 0], C[:, 1]
 
-# %% ../nbs/plots.ipynb #fbb71098
+# %% ../nbs/plots.ipynb #d0620045
 def show_field(
     ax: plt.Axes,
     loss: PairLoss,
@@ -104,20 +108,27 @@ def show_field(
     right, up = -c_ap * (1 - s_ap**2).sqrt(), -c_an * (1 - s_an**2).sqrt()
     length = (right**2 + up**2).sqrt()
     scale = length.max().clamp(min=1e-12)
-    ax.imshow((length / scale).view(arrows, arrows).numpy(), origin="lower", extent=(-1, 1, -1, 1), vmin=0, vmax=2.5, interpolation="bilinear")
+    ax.imshow(
+        (length / scale).view(arrows, arrows).numpy(), origin="lower", extent=(-1, 1, -1, 1),
+        vmin=0, vmax=2.5, interpolation="bilinear")
     ax.plot([-1, 1], [-1, 1], color=NEUTRAL, linewidth=1, linestyle=":")
     acts = length > 1e-3 * scale
-    ax.quiver(*(v[acts].numpy() for v in (s_ap, s_an, right / scale, up / scale)), color="#222222", angles="xy", scale=9, width=0.006)
-    ax.set(title=title, xlabel="$s_{ap}$ (the positive is nearer $\\rightarrow$)", ylabel="$s_{an}$ (the negative is nearer $\\rightarrow$)",
-           xlim=(-1, 1), ylim=(-1, 1), xticks=TICKS, yticks=TICKS, aspect="equal")
+    ax.quiver(
+        *(v[acts].numpy() for v in (s_ap, s_an, right / scale, up / scale)),
+        color="#222222", angles="xy", scale=9, width=0.006)
+    ax.set(
+        title=title, xlabel="$s_{ap}$ (the positive is nearer $\\rightarrow$)",
+        ylabel="$s_{an}$ (the negative is nearer $\\rightarrow$)",
+        xlim=(-1, 1), ylim=(-1, 1), xticks=TICKS, yticks=TICKS, aspect="equal")
 
-# %% ../nbs/plots.ipynb #7487ae07
+# %% ../nbs/plots.ipynb #9dac103f
 def show_loss(
     loss: PairLoss,
     *, title: str = "",
     path: str | Path | None = None,
 ) -> None:
-    "The picture of a loss: its steps against the similarity, and its field on the square. Always the same axes."
+    """The picture of a loss: its steps against the similarity, and its field on the square.
+    Always the same axes."""
     s = torch.linspace(-0.999, 0.999, 201, dtype=torch.float64)
     other = torch.full_like(s, 0.5)
     tangent = (1 - s**2).sqrt()
@@ -125,14 +136,17 @@ def show_loss(
     push = triplet_coefficients(loss, other, s)[1] * tangent
     with figure(1, 2, size=(7.4, 3.4), path=path) as (fig, (left, right)):
         left.plot(s.numpy(), pull.numpy(), color=ATTRACTION, label="pull on the positive")
-        left.plot(s.numpy(), push.numpy(), color=REPULSION, linestyle="--", label="push on the negative")
-        left.set(xlabel="similarity of the pair", ylabel="step along the sphere", xlim=(-1, 1), ylim=(0, 1.3), xticks=TICKS, title=title)
+        left.plot(
+            s.numpy(), push.numpy(), color=REPULSION, linestyle="--", label="push on the negative")
+        left.set(
+            xlabel="similarity of the pair", ylabel="step along the sphere",
+            xlim=(-1, 1), ylim=(0, 1.3), xticks=TICKS, title=title)
         left.legend(loc="upper left")
         show_field(right, loss)
 
-# %% ../nbs/plots.ipynb #0fc2d659
+# %% ../nbs/plots.ipynb #8f99f86b
 def show_history(
-    history: list[dict[str, float]], # one for each epoch: epoch, loss, recall@1 on validation classes
+    history: list[dict[str, float]], # for each epoch: epoch, loss, recall@1 on validation classes
     *, path: str | Path | None = None,
 ) -> None:
     "Loss and validation Recall@1 against epochs, the best epoch marked."
@@ -143,10 +157,12 @@ def show_history(
         right.plot(epochs, [row["recall@1"] for row in history], color=ATTRACTION)
         best = max(history, key=lambda row: row["recall@1"])
         right.plot(best["epoch"], best["recall@1"], "o", color=ATTRACTION)
-        right.annotate(f"best: {best['recall@1']:.1%}", (best["epoch"], best["recall@1"]), xytext=(0, -14), textcoords="offset points", ha="right")
+        right.annotate(
+            f"best: {best['recall@1']:.1%}", (best["epoch"], best["recall@1"]),
+            xytext=(0, -14), textcoords="offset points", ha="right")
         right.set(title="Recall@1 on validation classes", xlabel="epoch")
 
-# %% ../nbs/plots.ipynb #405c296c
+# %% ../nbs/plots.ipynb #6f9ee53e
 def show_gallery(
     images: UInt8[Tensor, "n 3 h w"],
     labels: Int[Tensor, "n"],
@@ -156,7 +172,9 @@ def show_gallery(
 ) -> None:
     "Queries and what was retrieved for them, hits and misses marked."
     rows, columns = nearest.shape
-    with figure(rows, columns + 1, size=(0.8 * (columns + 1), 0.8 * rows), path=path, squeeze=False) as (fig, axes):
+    with figure(
+        rows, columns + 1, size=(0.8 * (columns + 1), 0.8 * rows), path=path, squeeze=False
+    ) as (fig, axes):
         for query, found, row in zip(queries.tolist(), nearest.tolist(), axes):
             for ax, image in zip(row, [query, *found]):
                 ax.imshow(images[image].permute(1, 2, 0).cpu().numpy())
@@ -166,15 +184,17 @@ def show_gallery(
                 for spine in ax.spines.values():
                     spine.set(visible=True, color=colour, linewidth=1 if ax is row[0] else 2.5)
                 if not hit:
-                    ax.text(0.98, 0.98, "×", transform=ax.transAxes, color=REPULSION, ha="right", va="top", fontweight="bold")
+                    ax.text(
+                        0.98, 0.98, "×", transform=ax.transAxes, color=REPULSION,
+                        ha="right", va="top", fontweight="bold")
         axes[0, 0].set_title("query", fontsize=8)
         axes[0, 1].set_title("nearest →", fontsize=8)
 
-# %% ../nbs/plots.ipynb #f9bcea73
+# %% ../nbs/plots.ipynb #206cb1cc
 def hardest_pairs(
     embeddings: Float[Tensor, "n d"],
     labels: Int[Tensor, "n"],
-) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]: # of the m embeddings that have both: s_ap and s_an
+) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]: # s_ap and s_an of the m that have both
     "Each embedding's similarity to its nearest positive and to its nearest negative."
     f = torch.nn.functional.normalize(embeddings.float())
     best = []
@@ -194,9 +214,13 @@ def show_triplets(
     *, path: str | Path | None = None,
 ) -> None:
     "Clouds of triplets over a loss's gradient field, each with its share below the diagonal."
-    with figure(1, len(clouds), size=(4 * len(clouds), 3.9), path=path, squeeze=False) as (fig, axes):
+    with figure(
+        1, len(clouds), size=(4 * len(clouds), 3.9), path=path, squeeze=False
+    ) as (fig, axes):
         for ax, (title, (s_ap, s_an)) in zip(axes[0], clouds.items()):
             right = s_ap > s_an
             show_field(ax, loss, title=f"{title}: {right.float().mean():.1%} below the diagonal")
             for chosen, colour in ((right, ATTRACTION), (~right, REPULSION)):
-                ax.scatter(s_ap[chosen].numpy(), s_an[chosen].numpy(), s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True, zorder=3)
+                ax.scatter(
+                    s_ap[chosen].numpy(), s_an[chosen].numpy(), s=4, color=colour,
+                    alpha=0.35, linewidths=0, rasterized=True, zorder=3)

@@ -17,7 +17,7 @@ from .mining import Miner, as_miner
 from .pair_loss import Components, PairLoss, Terms
 from .weights import PairWeight, TripletWeight, as_pair_weight, as_triplet_weight
 
-# %% ../nbs/surgery.ipynb #e4880958
+# %% ../nbs/surgery.ipynb #319ba64d
 def work(
     pair_weight: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]], # P(s)
     direction: Direction,
@@ -28,36 +28,44 @@ def work(
     "The work of a pair weight along the sphere, from coinciding points to an angle."
     def between(start, end): # Gauss-Legendre with two points
         middle, half = (start + end) / 2, (end - start) / 2
-        return sum(half * pair_weight(s) * tangent_length(direction, s) for s in ((middle + sign * half / 3**0.5).cos() for sign in (-1, 1)))
+        return sum(
+            half * pair_weight(s) * tangent_length(direction, s)
+            for s in ((middle + sign * half / 3**0.5).cos() for sign in (-1, 1)))
 
     edges = torch.linspace(0, torch.pi, panels + 1, dtype=torch.float64)
     up_to = torch.cat([edges[:1], between(edges[:-1], edges[1:]).cumsum(0)]).to(theta)
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #ff91acc5
+# %% ../nbs/surgery.ipynb #08a015ca
 class GradientSurgery(PairLoss):
-    """A gradient composed of four components, to be used as a loss: `GradientSurgery()(embeddings, labels)`.
+    """A gradient composed of four components, to be used as a loss:
+    `GradientSurgery()(embeddings, labels)`.
 
-    Components are given by name or as objects of your own. The value is that of the loss where one exists
-    (`integrable`), and otherwise the surrogate $\\sum_{ij} c_{ij}s_{ij}$ over the number of acting triplets.
-    Reconstructed from Xuan and Pless, arXiv 2201.11307. Raises `ValueError` for an unknown name."""
+    Components are given by name or as objects of your own. The value is that of the loss where
+    one exists (`integrable`), and otherwise the surrogate $\\sum_{ij} c_{ij}s_{ij}$ over the
+    number of acting triplets. Reconstructed from Xuan and Pless, arXiv 2201.11307.
+    Raises `ValueError` for an unknown name."""
 
     def __init__(self,
         direction: str | Direction = "euclidean", # "cosine", "euclidean", "geodesic"
         pair_weight: str | PairWeight = "constant", # "constant", "linear", "sigmoid"
         triplet_weight: str | TripletWeight = "constant", # "constant", "hinge", "sigmoid", "circle"
-        mining: str | Miner = "easy_positive_semihard", # "all", "semihard", "hardest", "easy_positive_hard", "easy_positive_semihard"
+        # "all", "semihard", "hardest", "easy_positive_hard", "easy_positive_semihard"
+        mining: str | Miner = "easy_positive_semihard",
     ):
         super().__init__()
         self.direction = as_direction(direction)
         self.pair_weight = as_pair_weight(pair_weight)
         self.triplet_weight = as_triplet_weight(triplet_weight)
-        self.mining, self.mining_name = as_miner(mining), mining if isinstance(mining, str) else getattr(mining, "__name__", "custom")
+        self.mining = as_miner(mining)
+        self.mining_name = (
+            mining if isinstance(mining, str) else getattr(mining, "__name__", "custom"))
 
     @property
     def components(self) -> Components:
-        return Components(self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
+        return Components(
+            self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
 
     def rows(self, similarity, positives, negatives, summary):
         triplets = self.mining(similarity, positives, negatives)
@@ -66,10 +74,13 @@ class GradientSurgery(PairLoss):
         gap = self.gap(s_ap, s_an)
         T = self.triplet_weight.weight(gap) * triplets.selected
         none = torch.zeros_like(similarity)
-        pull = none.scatter_add(1, triplets.positive, T.sum(2)) # Σ_n M T of each positive pair
-        push = none.scatter_add(1, triplets.negative.flatten(1), T.flatten(1)) # Σ_p M T of each negative pair
+        # Σ_n M T of each positive pair, and Σ_p M T of each negative pair
+        pull = none.scatter_add(1, triplets.positive, T.sum(2))
+        push = none.scatter_add(1, triplets.negative.flatten(1), T.flatten(1))
         weight = self.pair_weight
-        C = (push * weight.negative(similarity) - pull * weight.positive(similarity)) * self.direction.slope(similarity)
+        C = (
+            push * weight.negative(similarity) - pull * weight.positive(similarity)
+        ) * self.direction.slope(similarity)
         count = (T > 0).sum((1, 2)).to(T.dtype)
         return Terms(self._value(gap, triplets.selected, similarity, pull, push, C), C, count)
 
@@ -83,7 +94,8 @@ class GradientSurgery(PairLoss):
     def integrable(self) -> bool:
         "Whether a loss is known to exist behind the composition: one of the two cases in the text."
         own_gap = self.triplet_weight.gap is None
-        return self.triplet_weight.name == "constant" or (own_gap and self.pair_weight.name == "constant")
+        return self.triplet_weight.name == "constant" or (
+            own_gap and self.pair_weight.name == "constant")
 
     def _value(self, gap, selected, similarity, pull, push, C) -> Float[Tensor, "a"]:
         if self.pair_weight.name == "constant" and self.integrable:
@@ -93,25 +105,34 @@ class GradientSurgery(PairLoss):
         theta = similarity.clamp(-1, 1).arccos()
         home = lambda angle: work(self.pair_weight.positive, self.direction, angle)
         away = lambda angle: work(self.pair_weight.negative, self.direction, angle)
-        return (pull * home(theta) + push * (away(torch.full_like(theta, torch.pi)) - away(theta))).sum(1)
+        return (
+            pull * home(theta) + push * (away(torch.full_like(theta, torch.pi)) - away(theta))
+        ).sum(1)
 
     def pair_coefficients(
         self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]
     ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         "The coefficients $c_{ap}$ and $c_{an}$ of one triplet, mining aside."
-        T, w, P = self.triplet_weight.weight(self.gap(s_ap, s_an)), self.direction.slope, self.pair_weight
+        T = self.triplet_weight.weight(self.gap(s_ap, s_an))
+        w, P = self.direction.slope, self.pair_weight
         return -T * P.positive(s_ap) * w(s_ap), T * P.negative(s_an) * w(s_an)
 
     def curl(self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """$\\partial c_{an}/\\partial s_{ap} - \\partial c_{ap}/\\partial s_{an}$: zero where a loss can exist.
-        A hinge's curl lies on its edge only, where the derivative cannot be taken, and does not show."""
+        """$\\partial c_{an}/\\partial s_{ap} - \\partial c_{ap}/\\partial s_{an}$:
+        zero where a loss can exist. A hinge's curl lies on its edge only, where the derivative
+        cannot be taken, and does not show."""
         s_ap, s_an = (s.detach().requires_grad_() for s in torch.broadcast_tensors(s_ap, s_an))
         with torch.enable_grad():
             c_ap, c_an = self.pair_coefficients(s_ap, s_an)
-            derivative = lambda c, s: torch.autograd.grad(c.sum(), s, allow_unused=True, retain_graph=True)[0] if c.requires_grad else None
+            def derivative(c, s):
+                if not c.requires_grad:
+                    return None
+                return torch.autograd.grad(c.sum(), s, allow_unused=True, retain_graph=True)[0]
+
             d_an, d_ap = derivative(c_an, s_ap), derivative(c_ap, s_an)
         none = torch.zeros_like(s_ap)
         return (none if d_an is None else d_an) - (none if d_ap is None else d_ap)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{component}={name!r}" for component, name in self.components._asdict().items())
+        return ", ".join(
+            f"{component}={name!r}" for component, name in self.components._asdict().items())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Config', 'read_config', 'load_datasets', 'embed', 'replacing', 'epoch_seed', 'State', 'train_epoch', 'train', 'fit',
-           'best_epoch', 'load_run', 'report']
+           'best_epoch', 'load_run', 'report', 'draw']
 
 # %% ../nbs/training.ipynb #b8479680
 import csv
@@ -34,7 +34,7 @@ from .evaluation import evaluate, nearest
 from .losses import build_loss
 from .models import build_model, load_weights, save_weights
 
-# %% ../nbs/training.ipynb #510a32b8
+# %% ../nbs/training.ipynb #af73517a
 @dataclass(frozen=True)
 class Config:
     "All that decides the outcome of a run."
@@ -65,7 +65,9 @@ def read_config(
     values = (yaml.safe_load(Path(path).read_text()) or {} if path else {}) | changes
     known = {f.name for f in fields(Config)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"config has the unknown key {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"config has the unknown key {', '.join(unknown)}; "
+            f"expected some of {', '.join(sorted(known))}")
     return Config(**values)
 
 # %% ../nbs/training.ipynb #cf83e289
@@ -78,7 +80,7 @@ def load_datasets(
         return Emoji("train"), Emoji("validation"), Emoji("test")
     return folder_splits(config.dataset, size=config.image_size)
 
-# %% ../nbs/training.ipynb #4ed51bc6
+# %% ../nbs/training.ipynb #d6c16820
 @torch.no_grad()
 def embed(
     model: nn.Module,
@@ -89,9 +91,9 @@ def embed(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     batches = DataLoader(dataset, batch_size=batch_size)
-    embeddings = torch.cat([model(normalise(images.to(device))).float().cpu() for images, _ in batches])
+    embeddings = [model(normalise(images.to(device))).float().cpu() for images, _ in batches]
     model.train(training)
-    return embeddings
+    return torch.cat(embeddings)
 
 # %% ../nbs/training.ipynb #871b62ea
 @contextmanager
@@ -113,43 +115,52 @@ def epoch_seed(
     "One seed for each epoch of each run."
     return (seed * 1_000_003 + epoch) % 2**63
 
-# %% ../nbs/training.ipynb #410b6caa
+# %% ../nbs/training.ipynb #c5d4fa16
 class State:
     "A network in training: its weights, its optimiser, how far it came and how it fared."
     def __init__(self, config: Config, steps_per_epoch: int, accelerator: Accelerator):
         set_seed(config.seed)
         self.config, self.accelerator, self.history = config, accelerator, []
-        model = build_model(config.model, embedding_size=config.embedding_size, pretrained=config.pretrained)
-        self.loss = build_loss(config.loss, **config.loss_options)
-        parameters = [*model.parameters(), *self.loss.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.model, self.optimizer, self.loss = *accelerator.prepare(model, optimizer), self.loss.to(accelerator.device)
-        steps = config.epochs * steps_per_epoch
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, max(steps, 2), pct_start=config.warmup, cycle_momentum=False)
+        self.loss = build_loss(config.loss, **config.loss_options).to(accelerator.device)
+        model = build_model(
+            config.model, embedding_size=config.embedding_size, pretrained=config.pretrained)
+        optimizer = torch.optim.AdamW(
+            [*model.parameters(), *self.loss.parameters()], weight_decay=config.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.learning_rate, max(2, config.epochs * steps_per_epoch),
+            pct_start=config.warmup, cycle_momentum=False)
 
     @property
     def network(self) -> nn.Module: # without what several processes wrap around it
         return self.accelerator.unwrap_model(self.model)
 
-    def _parts(self) -> dict:
-        scaler = getattr(self.accelerator, "scaler", None)
-        return {"model": self.network, "loss": self.loss, "optimizer": self.optimizer, "schedule": self.schedule} | ({"scaler": scaler} if scaler else {})
+    def parts(self) -> dict:
+        "Everything that changes during training and knows how to save itself."
+        scaler = getattr(self.accelerator, "scaler", None) # with fp16 only
+        return {"model": self.network, "loss": self.loss, "optimizer": self.optimizer,
+                "schedule": self.schedule} | ({"scaler": scaler} if scaler else {})
 
     def save(self, path: Path) -> None:
-        "Write everything that the next epoch needs; only tensors and plain values, no code."
+        "Write everything that the next epoch needs: tensors and plain values, no code."
+        saved = {name: part.state_dict() for name, part in self.parts().items()}
         with replacing(path) as temporary:
-            torch.save({name: part.state_dict() for name, part in self._parts().items()} | {"history": self.history, "config": asdict(self.config)}, temporary)
+            torch.save(saved | {"history": self.history, "config": asdict(self.config)}, temporary)
 
     def load(self, path: Path) -> None:
         "Go on from what `save` wrote. Raises `ValueError` where the configurations differ."
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if differing := [f"{key} ({saved['config'].get(key)!r} there, {value!r} here)" for key, value in asdict(self.config).items() if saved["config"].get(key) != value]:
-            raise ValueError(f"checkpoint {path} is of another configuration: {'; '.join(differing)}. Use another name for the run, or the same configuration")
-        for name, part in self._parts().items():
+        there, here = saved["config"], asdict(self.config)
+        if differing := [f"{key} ({there.get(key)!r} there, {here[key]!r} here)"
+                         for key in here if there.get(key) != here[key]]:
+            raise ValueError(
+                f"checkpoint {path} is of another configuration: {'; '.join(differing)}. "
+                f"Use the same configuration, or give the run another name")
+        for name, part in self.parts().items():
             part.load_state_dict(saved[name])
         self.history = saved["history"]
 
-# %% ../nbs/training.ipynb #22bdb46c
+# %% ../nbs/training.ipynb #6d81834d
 def train_epoch(
     state: State,
     loader: DataLoader,
@@ -157,7 +168,7 @@ def train_epoch(
     epoch: int,
     progress: tqdm,
 ) -> float: # the mean value of the loss
-    "Train for one epoch. Raises `FloatingPointError` with the step at which a batch cannot be used any more."
+    "Train for one epoch. Raises `FloatingPointError`, with the step, where a batch cannot be used."
     accelerator, seed, values = state.accelerator, epoch_seed(state.config.seed, epoch), []
     torch.manual_seed(seed) # for dropout, in backbones that have it
     generator = torch.Generator().manual_seed(seed)
@@ -178,7 +189,7 @@ def train_epoch(
         progress.update(len(images))
     return torch.stack(values).mean().item()
 
-# %% ../nbs/training.ipynb #2d0844df
+# %% ../nbs/training.ipynb #78fe7068
 def train(
     config: Config,
     folder: str | Path, # of this run
@@ -189,61 +200,75 @@ def train(
     """Train a network and measure it on classes it never saw. Raises `FileExistsError` for a folder in use
     where `resume` is not given, and `ValueError` where it holds a run of another configuration."""
     folder = Path(folder)
-    last, best, finished = folder / "checkpoint" / "last.pt", folder / "checkpoint" / "best.safetensors", folder / "metrics.json"
     if folder.is_dir() and any(folder.iterdir()) and not resume:
-        raise FileExistsError(f"folder {folder} is not empty. Go on with its run by resume (on the command line --resume), or give the new run another name")
-    accelerator = Accelerator(mixed_precision=config.precision)
-    datasets = load_datasets(config)
-    training, validation, test = datasets
-    sampler = BalancedSampler(training.labels, num_classes=config.num_classes, per_class=config.per_class, seed=config.seed)
-    state = State(config, len(sampler), accelerator)
+        raise FileExistsError(
+            f"folder {folder} is not empty. Go on with its run by resume "
+            f"(on the command line --resume), or give the new run another name")
+    training, validation, test = load_datasets(config)
+    sampler = BalancedSampler(
+        training.labels, num_classes=config.num_classes, per_class=config.per_class, seed=config.seed)
+    state = State(config, len(sampler), Accelerator(mixed_precision=config.precision))
+    last = folder / "checkpoint" / "last.pt"
+    if (folder / "metrics.json").exists():
+        state.load(last) # only to see that it is the same configuration
+        return json.loads((folder / "metrics.json").read_text())
     untrained = embed(state.network, test)
     if last.exists():
         state.load(last)
-    if finished.exists():
-        return json.loads(finished.read_text())
     last.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    fit(state, training, validation, sampler, last=last, best=best, quiet=quiet)
-    load_weights(state.network, best)
+    fit(state, training, validation, sampler, folder, quiet=quiet)
+    load_weights(state.network, folder / "checkpoint" / "best.safetensors")
     return report(state, test, untrained, embed(state.network, test), folder)
 
-# %% ../nbs/training.ipynb #21281636
-def fit(state: State, training: Dataset, validation: Dataset, sampler: BalancedSampler, *, last: Path, best: Path, quiet: bool) -> None:
-    "Train epoch by epoch until the last, or until validation Recall@1 has not risen for `patience` epochs."
+# %% ../nbs/training.ipynb #603e2f48
+def fit(
+    state: State,
+    training: Dataset,
+    validation: Dataset,
+    sampler: BalancedSampler,
+    folder: Path, # of the run
+    *, quiet: bool = False,
+) -> None:
+    "Train until the last epoch, or until validation Recall@1 has not risen for `patience` epochs."
     config, accelerator = state.config, state.accelerator
-    loader, augment = accelerator.prepare(DataLoader(training, batch_sampler=sampler)), Augment(**config.augment)
-    main = accelerator.is_main_process
+    loader = accelerator.prepare(DataLoader(training, batch_sampler=sampler))
+    augment, main = Augment(**config.augment), accelerator.is_main_process
     images = len(sampler) * config.num_classes * config.per_class
-    with tqdm(total=config.epochs * images, initial=len(state.history) * images, unit=" images", unit_scale=True, disable=quiet or not main, desc="training") as progress:
-        for epoch in range(len(state.history), config.epochs):
-            if epoch - best_epoch(state.history) > config.patience:
-                break
-            start = time.perf_counter()
-            for dealer in (loader, sampler): # accelerate's loader counts epochs too, and would start again from 0 on resuming
-                if hasattr(dealer, "set_epoch"):
-                    dealer.set_epoch(epoch)
-            value = train_epoch(state, loader, augment, epoch, progress)
-            seconds = time.perf_counter() - start
-            recall = evaluate(embed(state.network, validation), validation.labels, ks=(1,), nmi=False)["recall@1"]
-            state.history.append({"epoch": epoch, "loss": value, "recall@1": recall, "learning_rate": state.schedule.get_last_lr()[0], "seconds": seconds})
-            if main and best_epoch(state.history) == epoch:
-                save_weights(state.network, best)
-            if main:
-                state.save(last)
-            progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall:.1%}")
+    progress = tqdm(total=config.epochs * images, initial=len(state.history) * images,
+                    unit=" images", unit_scale=True, disable=quiet or not main, desc="training")
+    for epoch in range(len(state.history), config.epochs):
+        if epoch - best_epoch(state.history) > config.patience:
+            break
+        start = time.perf_counter()
+        for dealer in (loader, sampler): # accelerate's loader counts epochs too, from 0 when resumed
+            if hasattr(dealer, "set_epoch"):
+                dealer.set_epoch(epoch)
+        value = train_epoch(state, loader, augment, epoch, progress)
+        seconds = time.perf_counter() - start
+        recall = evaluate(embed(state.network, validation), validation.labels, ks=(1,), nmi=False)
+        state.history.append({
+            "epoch": epoch, "loss": value, "recall@1": recall["recall@1"],
+            "learning_rate": state.schedule.get_last_lr()[0], "seconds": seconds})
+        if main and best_epoch(state.history) == epoch:
+            save_weights(state.network, folder / "checkpoint" / "best.safetensors")
+        if main:
+            state.save(folder / "checkpoint" / "last.pt")
+        progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall['recall@1']:.1%}")
+    progress.close()
 
 
 def best_epoch(history: list[dict]) -> int:
     "The first epoch with the highest validation Recall@1, or 0 before there is one."
     return max(history, key=lambda row: row["recall@1"])["epoch"] if history else 0
 
-# %% ../nbs/training.ipynb #84e2a49b
+# %% ../nbs/training.ipynb #3916c933
 def load_run(
     folder: str | Path, # of a run
 ) -> tuple[nn.Module, Config]: # the network with its best weights, on the CPU
-    "Open a run. Raises `FileNotFoundError` where the folder lacks a file of one, and `ValueError` where the weights are another network's."
+    """Open a run. Raises `FileNotFoundError` where a file of it is missing,
+    and `ValueError` where the weights are another network's."""
     folder = Path(folder)
     for needed in (path := folder / "config.yaml", best := folder / "checkpoint" / "best.safetensors"):
         if not needed.exists():
@@ -253,38 +278,51 @@ def load_run(
     load_weights(model, best)
     return model, config
 
-# %% ../nbs/training.ipynb #8b62a78f
+# %% ../nbs/training.ipynb #e447ef08
 def report(
     state: State,
     test: Dataset,
     before: Float[Tensor, "n d"], # embeddings of the test images, untrained
     after: Float[Tensor, "n d"], # and trained
     folder: Path,
-) -> dict:
+) -> dict: # what `metrics.json` holds
     "Measure both embeddings on the test classes, draw the pictures, and write the metrics last."
+    history, seed = state.history, state.config.seed
+    ks = [k for k in (1, 2, 4, 8) if k < len(test.labels)]
+    metrics = {
+        "before": evaluate(before, test.labels, ks=ks, seed=seed),
+        "after": evaluate(after, test.labels, ks=ks, seed=seed),
+        "test_images": len(test.labels), "test_classes": len(test.class_names),
+        "selected_on": "recall@1 on validation classes", "epoch": best_epoch(history),
+        "epochs": len(history), "training_seconds": round(sum(row["seconds"] for row in history), 1),
+        "parameters": sum(parameter.numel() for parameter in state.network.parameters()),
+        "seed": seed, "device": str(state.accelerator.device),
+        "versions": {"gradient_surgery": __version__, "torch": torch.__version__,
+                     "python": platform.python_version()},
+    }
+    if state.accelerator.is_main_process:
+        with replacing(folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, history[0])
+            table.writeheader()
+            table.writerows(history)
+        draw(state, test, before, after, folder)
+        with replacing(folder / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+# %% ../nbs/training.ipynb #cd04a016
+def draw(
+    state: State, test: Dataset, before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], folder: Path,
+    *, queries: int = 10, # in the gallery, drawn at random, the same ones for each run
+) -> None:
+    "The three pictures of a run."
     from gradient_surgery.plots import hardest_pairs, show_gallery, show_history, show_triplets
 
-    ks = [k for k in (1, 2, 4, 8) if k < len(test.labels)]
-    measured = {name: evaluate(x, test.labels, ks=ks, seed=state.config.seed) for name, x in (("before", before), ("after", after))}
-    seconds = sum(row["seconds"] for row in state.history)
-    facts = {
-        "selected_on": "recall@1 on validation classes", "epoch": best_epoch(state.history), "epochs": len(state.history),
-        "training_seconds": round(seconds, 1), "parameters": sum(p.numel() for p in state.network.parameters()),
-        "test_images": len(test.labels), "test_classes": len(test.class_names), "seed": state.config.seed,
-        "versions": {"gradient_surgery": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": str(state.accelerator.device),
-    }
-    with replacing(folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, state.history[0])
-        table.writeheader()
-        table.writerows(state.history)
-    queries = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:10]
-    found = nearest(after, ks[-1])[1][queries]
-    wanted, place = torch.cat([queries[:, None], found], dim=1).unique(return_inverse=True)
-    images = torch.stack([test[i][0] for i in wanted.tolist()])
     show_history(state.history, path=folder / "curves.png")
-    show_gallery(images, test.labels[wanted], place[:, 0], place[:, 1:], path=folder / "gallery.png")
-    show_triplets(state.loss, {"before": hardest_pairs(before, test.labels), "after": hardest_pairs(after, test.labels)}, path=folder / "triplets.png")
-    with replacing(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(measured | facts, indent=2) + "\n")
-    return measured | facts
+    asked = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))[:queries]
+    found = nearest(after, min(8, len(test.labels) - 1))[1][asked]
+    shown, place = torch.cat([asked[:, None], found], dim=1).unique(return_inverse=True)
+    images = torch.stack([test[i][0] for i in shown.tolist()])
+    show_gallery(images, test.labels[shown], place[:, 0], place[:, 1:], path=folder / "gallery.png")
+    clouds = {"before": hardest_pairs(before, test.labels), "after": hardest_pairs(after, test.labels)}
+    show_triplets(state.loss, clouds, path=folder / "triplets.png")

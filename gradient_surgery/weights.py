@@ -26,14 +26,18 @@ def constant_pair_weight() -> PairWeight:
     "$P_+ = P_- = 1$."
     return PairWeight("constant", torch.ones_like, torch.ones_like)
 
-# %% ../nbs/weights.ipynb #b321fee2
+# %% ../nbs/weights.ipynb #cf18fcba
 def linear_pair_weight(*,
-    margin: float = 0.25, # how far beyond ±1 the optimum lies, so that weights reach zero only there
+    margin: float = 0.25, # how far beyond ±1 the optimum lies; weights reach zero only there
 ) -> PairWeight:
     "$P_+ = \\max(0,\\, 1+m-s)$ and $P_- = \\max(0,\\, s+m)$."
-    return PairWeight("linear", lambda s: (1 + margin - s).clamp(min=0), lambda s: (s + margin).clamp(min=0))
+    return PairWeight(
+        "linear",
+        lambda s: (1 + margin - s).clamp(min=0),
+        lambda s: (s + margin).clamp(min=0),
+    )
 
-# %% ../nbs/weights.ipynb #86be9cfe
+# %% ../nbs/weights.ipynb #f8183925
 def sigmoid_pair_weight(*,
     alpha: float = 2.0, # steepness for positives
     beta: float = 50.0, # steepness for negatives
@@ -41,29 +45,34 @@ def sigmoid_pair_weight(*,
 ) -> PairWeight:
     "$P_+ = \\sigma(-\\alpha(s-\\lambda))$ and $P_- = \\sigma(\\beta(s-\\lambda))$."
     return PairWeight(
-        "sigmoid", lambda s: torch.sigmoid(-alpha * (s - base)), lambda s: torch.sigmoid(beta * (s - base))
+        "sigmoid",
+        lambda s: torch.sigmoid(-alpha * (s - base)),
+        lambda s: torch.sigmoid(beta * (s - base)),
     )
 
-# %% ../nbs/weights.ipynb #7aafc8e7
+# %% ../nbs/weights.ipynb #84ed82e2
 class TripletWeight(NamedTuple):
     "How strongly a triplet acts, by how its two pairs compare."
     name: str
     weight: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # T(g)
     potential: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # Φ(g), with Φ' = T
-    gap: Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], Float[Tensor, "..."]] | None = None # g(s_ap, s_an); None: D_ap - D_an
+    # g(s_ap, s_an); None: D_ap - D_an
+    gap: Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], Float[Tensor, "..."]] | None = None
 
 # %% ../nbs/weights.ipynb #da821392
 def constant_triplet_weight() -> TripletWeight:
     "$T = 1$, $\\Phi = g$."
     return TripletWeight("constant", torch.ones_like, lambda gap: gap)
 
-# %% ../nbs/weights.ipynb #6657f20d
+# %% ../nbs/weights.ipynb #d11e0cb8
 def hinge_triplet_weight(*,
     margin: float = 0.05, # by how much the negative has to be farther, in the direction's distance
 ) -> TripletWeight:
     "$T = [\\,g + m > 0\\,]$, $\\Phi = \\max(0,\\, g+m)$."
     return TripletWeight(
-        "hinge", lambda gap: (gap + margin > 0).to(gap.dtype), lambda gap: (gap + margin).clamp(min=0)
+        "hinge",
+        lambda gap: (gap + margin > 0).to(gap.dtype),
+        lambda gap: (gap + margin).clamp(min=0),
     )
 
 # %% ../nbs/weights.ipynb #e811ea72
@@ -97,13 +106,14 @@ TRIPLET_WEIGHTS = {
     "sigmoid": sigmoid_triplet_weight, "circle": circle_triplet_weight,
 }
 
-# %% ../nbs/weights.ipynb #853da379
+# %% ../nbs/weights.ipynb #fbb216b8
 def as_pair_weight(pair_weight: str | PairWeight) -> PairWeight:
     "Look a pair weight up by name. Raises `ValueError` for a name that is none."
     if isinstance(pair_weight, PairWeight):
         return pair_weight
     if pair_weight not in PAIR_WEIGHTS:
-        raise ValueError(f"pair_weight is {pair_weight!r}; expected one of {', '.join(PAIR_WEIGHTS)}")
+        raise ValueError(
+            f"pair_weight is {pair_weight!r}; expected one of {', '.join(PAIR_WEIGHTS)}")
     return PAIR_WEIGHTS[pair_weight]()
 
 
@@ -112,5 +122,6 @@ def as_triplet_weight(triplet_weight: str | TripletWeight) -> TripletWeight:
     if isinstance(triplet_weight, TripletWeight):
         return triplet_weight
     if triplet_weight not in TRIPLET_WEIGHTS:
-        raise ValueError(f"triplet_weight is {triplet_weight!r}; expected one of {', '.join(TRIPLET_WEIGHTS)}")
+        raise ValueError(
+            f"triplet_weight is {triplet_weight!r}; expected one of {', '.join(TRIPLET_WEIGHTS)}")
     return TRIPLET_WEIGHTS[triplet_weight]()

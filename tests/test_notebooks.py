@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import papermill
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
-from papermill.exceptions import PapermillExecutionError, strip_color
+
+from gradient_surgery.experiments import NotebookError, run_notebook
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
 NAMES = sorted(
@@ -30,19 +30,8 @@ def test_runs(name: str, kernels: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("MPLBACKEND", raising=False)
     folder = tmp_path / "started_here"
     folder.mkdir()
-    problem = ""
     try:
-        papermill.execute_notebook(
-            str(NOTEBOOKS / name),
-            str(tmp_path / "executed.ipynb"),
-            cwd=str(folder),
-            kernel_name="python3",
-            execution_timeout=SECONDS_PER_CELL,
-            progress_bar=False,
-        )
-    except PapermillExecutionError as error:
-        problem = f", cell {error.cell_index}:\n\n{error.source}\n\n" + strip_color("\n".join(error.traceback))
-    except Exception as error:  # a cell that hangs, a kernel that dies
-        problem = f": {type(error).__name__}: {error}"
-    if problem:
-        pytest.fail(f"nbs/{name}{problem}", pytrace=False)
+        executed = tmp_path / "executed.ipynb"
+        run_notebook(NOTEBOOKS / name, executed, seconds_per_cell=SECONDS_PER_CELL, cwd=str(folder))
+    except NotebookError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# %% ../../nbs/data/emoji.ipynb #6494d316
+# %% ../../nbs/data/emoji.ipynb #6dd8654b
 SPLITS = ("train", "validation", "test")
 
 
@@ -26,7 +26,9 @@ def emoji_archive() -> zipfile.ZipFile:
     "The benchmark's zip, opened for reading."
     file = resources.files("gradient_surgery.data") / "emoji.zip"
     if not file.is_file():
-        raise FileNotFoundError(f"{file.name} is not in the package: install it again, or build it with scripts/build_emoji.py.")
+        raise FileNotFoundError(
+            f"{file.name} is not in the package: install it again, "
+            "or build it with scripts/build_emoji.py.")
     return zipfile.ZipFile(io.BytesIO(file.read_bytes()))
 
 

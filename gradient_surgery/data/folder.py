@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# %% ../../nbs/data/folder.ipynb #9cfcac66
+# %% ../../nbs/data/folder.ipynb #f6cc9957
 def as_rgb(image: Image.Image) -> Image.Image:
     "The image upright, in RGB, on white."
     image = ImageOps.exif_transpose(image)
@@ -39,30 +39,41 @@ def read_image(
         with Image.open(path) as image:
             square = ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BICUBIC)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image that can be read ({error}); repair it or take it out of the folder") from error
+        raise ValueError(
+            f"{path} is not an image that can be read ({error}); "
+            "repair it or take it out of the folder") from error
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/data/folder.ipynb #0b382b4d
+# %% ../../nbs/data/folder.ipynb #de5c537f
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def subfolders(root: Path) -> list[Path]:
     "The visible folders in a folder, by name."
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is {'a file' if root.exists() else 'missing'}; expected a folder with one subfolder for each class")
-    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        raise FileNotFoundError(
+            f"{root} is {'a file' if root.exists() else 'missing'}; "
+            "expected a folder with one subfolder for each class")
+    return sorted(
+        folder for folder in root.iterdir()
+        if folder.is_dir() and not folder.name.startswith("."))
 
 
 def image_files(folder: Path) -> list[Path]:
     "The visible image files in a folder, however deep, by name."
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    files = sorted(
+        file for file in folder.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    return [
+        file for file in files
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
-# %% ../../nbs/data/folder.ipynb #42fbf8f7
+# %% ../../nbs/data/folder.ipynb #03a9b2c1
 class FolderOfClasses(Dataset):
     """The images in the subfolders of a folder, as pairs of an image and its label.
 
-    Raises `FileNotFoundError` for a missing folder, and `ValueError` for fewer than two classes or a class without images.
+    Raises `FileNotFoundError` for a missing folder, and `ValueError` for fewer than two classes
+    or a class without images.
     """
 
     def __init__(
@@ -75,13 +86,16 @@ class FolderOfClasses(Dataset):
             raise ValueError(f"size is {size!r}; expected a whole number of pixels, at least 1")
         files = {folder: image_files(folder) for folder in subfolders(Path(root))}
         if len(files) < 2:
-            raise ValueError(f"{root} has {len(files)} subfolders; expected at least two, one for each class")
+            raise ValueError(
+                f"{root} has {len(files)} subfolders; expected at least two, one for each class")
         if empty := [folder.name for folder, images in files.items() if not images]:
-            raise ValueError(f"{root} has classes without an image: {', '.join(empty)}; add images "
-                             f"({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders")
+            raise ValueError(
+                f"{root} has classes without an image: {', '.join(empty)}; "
+                f"add images ({', '.join(sorted(IMAGE_SUFFIXES))}) or remove the folders")
         self.size = size
         self.class_names = [folder.name for folder in files]
-        self.labels = torch.tensor([label for label, images in enumerate(files.values()) for _ in images])
+        self.labels = torch.tensor(
+            [label for label, images in enumerate(files.values()) for _ in images])
         self.paths = [str(image) for images in files.values() for image in images]
 
     def __len__(self):
@@ -113,42 +127,52 @@ class SomeClasses(Dataset):
     def __getitem__(self, i):
         return self.dataset[self.members[i]][0], int(self.labels[i])
 
-# %% ../../nbs/data/folder.ipynb #e2e49db8
+# %% ../../nbs/data/folder.ipynb #f35d30c9
 def split_by_class(
     dataset: Dataset, # has `labels`, `class_names` and `paths`
-    fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # of the classes, for training, validation and test
+    fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # training, validation and test classes
     seed: int = 0, # of the shuffle that says which class goes where
 ) -> tuple[SomeClasses, SomeClasses, SomeClasses]:
-    "Training, validation and test data without a common class. Raises `ValueError` if one would get fewer than two."
+    """Training, validation and test data without a common class.
+    Raises `ValueError` if one would get fewer than two."""
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions are {fractions}; expected three positive numbers that sum to 1")
+        raise ValueError(
+            f"fractions are {fractions}; expected three positive numbers that sum to 1")
     classes = list(range(len(dataset.class_names)))
     random.Random(seed).shuffle(classes)
-    first, second = (round(len(classes) * part) for part in (fractions[0], fractions[0] + fractions[1]))
+    first, second = (
+        round(len(classes) * part) for part in (fractions[0], fractions[0] + fractions[1]))
     parts = [sorted(part) for part in (classes[:first], classes[first:second], classes[second:])]
     if min(map(len, parts)) < 2:
-        raise ValueError(f"fractions {fractions} of {len(classes)} classes give training, validation and test "
-                         f"{', '.join(str(len(part)) for part in parts)} classes; each needs two. Bring more classes or choose other fractions")
+        raise ValueError(
+            f"fractions {fractions} of {len(classes)} classes give training, validation and test "
+            f"{', '.join(str(len(part)) for part in parts)} classes; each needs two. "
+            "Bring more classes or choose other fractions")
     return tuple(SomeClasses(dataset, part) for part in parts)
 
-# %% ../../nbs/data/folder.ipynb #e4d9d488
+# %% ../../nbs/data/folder.ipynb #8f03598b
 def folder_splits(
     root: str | Path, # holds classes; or train, validation and test, which hold classes
     *,
     size: int = 64, # pixels on a side
-    fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # as in `split_by_class`, where the folder brings no split
+    fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # where the folder brings no split
     seed: int = 0, # likewise
 ) -> tuple[Dataset, Dataset, Dataset]:
-    "Training, validation and test data from a folder. Raises `ValueError` for half a split or a class in two splits."
+    """Training, validation and test data from a folder.
+    Raises `ValueError` for half a split or a class in two splits."""
     splits = ("train", "validation", "test")
     found = {folder.name for folder in subfolders(Path(root))}
     if not found or not found <= set(splits):
         return split_by_class(FolderOfClasses(root, size=size), fractions, seed)
     if missing := [split for split in splits if split not in found]:
-        raise ValueError(f"{root} has {' and '.join(sorted(found))} but no {' and no '.join(missing)}; add what is missing, or put all classes side by side in one folder")
+        raise ValueError(
+            f"{root} has {' and '.join(sorted(found))} but no {' and no '.join(missing)}; "
+            "add what is missing, or put all classes side by side in one folder")
     parts = tuple(FolderOfClasses(Path(root) / split, size=size) for split in splits)
     names = [name for part in parts for name in part.class_names]
     if shared := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{root} has classes in more than one of train, validation and test: {', '.join(shared[:5])}; metric learning is "
-                         f"tested on classes that training has not seen, so give all images of a class to one of them")
+        raise ValueError(
+            f"{root} has classes in more than one of train, validation and test: "
+            f"{', '.join(shared[:5])}; metric learning is tested on classes that training has "
+            "not seen, so give all images of a class to one of them")
     return parts

@@ -33,9 +33,10 @@ class Deck:
             hand, self.rest = hand + shuffled[:missing], shuffled[missing:]
         return hand
 
-# %% ../../nbs/data/sampling.ipynb #de177cda
+# %% ../../nbs/data/sampling.ipynb #c0312ea5
 class BalancedSampler(Sampler[list[int]]):
-    """Batches of `num_classes` classes with `per_class` images each, the same for the same seed and epoch.
+    """Batches of `num_classes` classes with `per_class` images each,
+    the same for the same seed and epoch.
 
     Raises `ValueError` if `labels` has too few classes with two images to fill a batch.
     """
@@ -50,18 +51,23 @@ class BalancedSampler(Sampler[list[int]]):
     ):
         labels = torch.as_tensor(labels)
         if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected one integer for each image")
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; "
+                "expected one integer for each image")
         for name, value in (("num_classes", num_classes), ("per_class", per_class)):
             if not isinstance(value, int) or value < 2:
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 2")
         images = defaultdict(list)
         for i, label in enumerate(labels.tolist()):
             images[label].append(i)
-        self.images = {label: members for label, members in sorted(images.items()) if len(members) > 1}
+        self.images = {
+            label: members for label, members in sorted(images.items()) if len(members) > 1}
         self.left_out = len(images) - len(self.images)
         if len(self.images) < num_classes:
-            raise ValueError(f"labels have {len(self.images)} classes with two images or more, too few for num_classes={num_classes}; "
-                             f"choose a smaller num_classes, or bring more classes")
+            raise ValueError(
+                f"labels have {len(self.images)} classes with two images or more, "
+                f"too few for num_classes={num_classes}; "
+                "choose a smaller num_classes, or bring more classes")
         self.num_classes, self.per_class, self.seed, self.epoch = num_classes, per_class, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -76,4 +82,6 @@ class BalancedSampler(Sampler[list[int]]):
         classes = Deck(list(self.images), random)
         decks = {label: Deck(members, random) for label, members in self.images.items()}
         for _ in range(len(self)):
-            yield [i for label in classes.deal(self.num_classes) for i in decks[label].deal(self.per_class)]
+            yield [
+                i for label in classes.deal(self.num_classes)
+                for i in decks[label].deal(self.per_class)]

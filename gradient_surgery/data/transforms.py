@@ -15,19 +15,22 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# %% ../../nbs/data/transforms.ipynb #ca1586d6
+# %% ../../nbs/data/transforms.ipynb #6032eb48
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def check_images(images):
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 of shape (n, 3, height, width)")
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; "
+            "expected uint8 of shape (n, 3, height, width)")
 
 
 def standardise(images):
     "From [0, 1] to mean zero and variance one."
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
 
 
@@ -140,11 +143,12 @@ def erase(
     inside = ((top < y) & (y < bottom))[:, :, None] & ((left < x) & (x < right))[:, None]
     return images.masked_fill(inside[:, None], 0.0)
 
-# %% ../../nbs/data/transforms.ipynb #abaa06b9
+# %% ../../nbs/data/transforms.ipynb #e27bcdb9
 class Augment(nn.Module):
     """Random changes of place and colour, drawn for each image, then `normalise`.
 
-    Raises `ValueError` for a strength out of its range, and for images that are not a batch of bytes.
+    Raises `ValueError` for a strength out of its range,
+    and for images that are not a batch of bytes.
     """
 
     def __init__(
@@ -166,8 +170,9 @@ class Augment(nn.Module):
     ):
         super().__init__()
         self.strengths = dict(
-            flip=flip, rotate=rotate, scale=scale, shift=shift, brightness=brightness, contrast=contrast,
-            saturation=saturation, hue=hue, mix=mix, greyscale=greyscale, invert=invert, erase=erase,
+            flip=flip, rotate=rotate, scale=scale, shift=shift,
+            brightness=brightness, contrast=contrast, saturation=saturation, hue=hue,
+            mix=mix, greyscale=greyscale, invert=invert, erase=erase,
         )
         for name, strength in self.strengths.items():
             least, most = {"rotate": (0, 180), "hue": (0, 180), "scale": (1, 10)}.get(name, (0, 1))
@@ -185,7 +190,11 @@ class Augment(nn.Module):
         check_images(images)
         uniform = torch.rand(len(images), 26, generator=generator)
         places, colours, boxes = (
-            part.to(images.device) for part in (self.places(uniform, *images.shape[2:]), self.colours(uniform), self.boxes(uniform))
+            part.to(images.device) for part in (
+                self.places(uniform, *images.shape[2:]),
+                self.colours(uniform),
+                self.boxes(uniform),
+            )
         )
         images = move(images / 255, places, self.padding)
         return erase(standardise(recolour(images, colours)), boxes)

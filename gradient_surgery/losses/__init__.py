@@ -14,17 +14,19 @@ from ..surgery import GradientSurgery
 
 _all_ = ["ContrastiveLoss", "TripletMarginLoss", "MultiSimilarityLoss", "GradientSurgery"]
 
-# %% ../../nbs/losses/catalogue.ipynb #5b185e98
+# %% ../../nbs/losses/catalogue.ipynb #5d644b0a
 CATALOGUE: dict[str, type[PairLoss]] = {
-    loss.__name__: loss for loss in (ContrastiveLoss, TripletMarginLoss, MultiSimilarityLoss, GradientSurgery)
+    loss.__name__: loss
+    for loss in (ContrastiveLoss, TripletMarginLoss, MultiSimilarityLoss, GradientSurgery)
 }
 
-# %% ../../nbs/losses/catalogue.ipynb #3ac43392
+# %% ../../nbs/losses/catalogue.ipynb #a1840c46
 def build_loss(
     name: str, # of a class in the catalogue
     **options, # its arguments
 ) -> PairLoss:
-    "A loss by name. Raises `ValueError` for a name that is none, or an option that the loss does not have."
+    """A loss by name.
+    Raises `ValueError` for a name that is none, or an option that the loss does not have."""
     if name not in CATALOGUE:
         raise ValueError(f"loss is {name!r}; expected one of {', '.join(CATALOGUE)}")
     try:

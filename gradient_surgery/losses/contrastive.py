@@ -11,10 +11,12 @@ import torch
 from ..geometry import Direction, as_direction
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/contrastive.ipynb #8635874d
+# %% ../../nbs/losses/contrastive.ipynb #6635f926
 class ContrastiveLoss(PairLoss):
-    "Contrastive loss, averaged over active pairs. Hadsell, Chopra, LeCun 2006, eq. 4, with unsquared distances."
-    components = Components("any, Euclidean by default", "constant up to a threshold", "none", "all pairs")
+    """Contrastive loss, averaged over active pairs.
+    Hadsell, Chopra, LeCun 2006, eq. 4, with unsquared distances."""
+    components = Components(
+        "any, Euclidean by default", "constant up to a threshold", "none", "all pairs")
 
     def __init__(self, *,
         pos_margin: float = 0.0, # positives nearer than this are left alone
@@ -22,20 +24,28 @@ class ContrastiveLoss(PairLoss):
         direction: str | Direction = "euclidean", # the distance of both margins
     ):
         super().__init__()
-        self.pos_margin, self.neg_margin, self.direction = pos_margin, neg_margin, as_direction(direction)
+        self.pos_margin, self.neg_margin = pos_margin, neg_margin
+        self.direction = as_direction(direction)
 
     def hinges(self, similarity, positives, negatives):
         D = self.direction.distance(similarity)
-        return (D - self.pos_margin).clamp(min=0) * positives, (self.neg_margin - D).clamp(min=0) * negatives
+        return (
+            (D - self.pos_margin).clamp(min=0) * positives,
+            (self.neg_margin - D).clamp(min=0) * negatives,
+        )
 
     def summarise(self, similarity, positives, negatives):
-        return torch.stack([(hinge > 0).sum(1).to(hinge.dtype) for hinge in self.hinges(similarity, positives, negatives)], dim=1)
+        hinges = self.hinges(similarity, positives, negatives)
+        return torch.stack([(hinge > 0).sum(1).to(hinge.dtype) for hinge in hinges], dim=1)
 
     def rows(self, similarity, positives, negatives, summary):
         pull, push = self.hinges(similarity, positives, negatives)
-        pulls, pushes = torch.where((counts := summary.mean(0)) > 0, counts, 1) # active pairs of an anchor, on average
+        # active pairs of an anchor, on average
+        pulls, pushes = torch.where((counts := summary.mean(0)) > 0, counts, 1)
         c = self.direction.slope(similarity) * ((push > 0) / pushes - (pull > 0) / pulls)
         return Terms(pull.sum(1) / pulls + push.sum(1) / pushes, c)
 
     def extra_repr(self) -> str:
-        return f"pos_margin={self.pos_margin}, neg_margin={self.neg_margin}, direction={self.direction.name!r}"
+        return (
+            f"pos_margin={self.pos_margin}, neg_margin={self.neg_margin}, "
+            f"direction={self.direction.name!r}")

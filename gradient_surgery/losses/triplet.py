@@ -12,9 +12,10 @@ from ..geometry import Direction, as_direction
 from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #d6dd1a10
+# %% ../../nbs/losses/triplet.ipynb #af5c3e91
 class TripletMarginLoss(PairLoss):
-    "Triplet hinge over all triplets, averaged over the active ones. Schroff et al. 2015, eq. 3, with unsquared distances."
+    """Triplet hinge over all triplets, averaged over the active ones.
+    Schroff et al. 2015, eq. 3, with unsquared distances."""
     components = Components("any, Euclidean by default", "constant", "hinge", "all triplets")
 
     def __init__(self, *,
@@ -27,11 +28,16 @@ class TripletMarginLoss(PairLoss):
     def rows(self, similarity, positives, negatives, summary):
         D = self.direction.distance(similarity)
         column, real = all_columns(positives)
-        threshold = (D.gather(1, column) + self.margin).masked_fill(~real, -torch.inf).sort(1) # D_ap + m, and its column
+        # D_ap + m, and its column
+        threshold = (D.gather(1, column) + self.margin).masked_fill(~real, -torch.inf).sort(1)
         far = D.masked_fill(~negatives, torch.inf).sort(1).values # D_an
-        in_n = torch.searchsorted(far, threshold.values) # how many negatives are nearer than each threshold
-        in_p = column.shape[1] - torch.searchsorted(threshold.values, D, right=True) # how many thresholds lie beyond each distance
-        nearer = torch.nn.functional.pad(far.masked_fill(far == torch.inf, 0).cumsum(1), (1, 0)).gather(1, in_n) # Σ D_an over them
+        # how many negatives are nearer than each threshold
+        in_n = torch.searchsorted(far, threshold.values)
+        # how many thresholds lie beyond each distance
+        in_p = column.shape[1] - torch.searchsorted(threshold.values, D, right=True)
+        # Σ D_an over the nearer negatives
+        nearer = torch.nn.functional.pad(
+            far.masked_fill(far == torch.inf, 0).cumsum(1), (1, 0)).gather(1, in_n)
         value = torch.where(in_n > 0, threshold.values * in_n - nearer, 0).sum(1)
         c = in_p.masked_fill(~negatives, 0).to(D.dtype)
         c.scatter_add_(1, column.gather(1, threshold.indices), -in_n.to(D.dtype))
