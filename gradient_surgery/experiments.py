@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NotebookError', 'run_notebook', 'commit', 'write_record', 'read_records', 'summarise']
 
-# %% ../nbs/experiments.ipynb #507785a7
+# %% ../nbs/experiments.ipynb #f0e1ffab
 import json
 import platform
 import subprocess
@@ -16,7 +16,7 @@ from statistics import mean, stdev
 import torch
 
 from . import __version__
-from .training import replacing
+from .files import replacing
 
 # %% ../nbs/experiments.ipynb #5b62c635
 class NotebookError(RuntimeError):

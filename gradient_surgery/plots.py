@@ -7,7 +7,7 @@ __all__ = ['ATTRACTION', 'REPULSION', 'NEUTRAL', 'TICKS', 'COEFFICIENTS', 'figur
            'show_curl', 'triplet_coefficients', 'show_field', 'show_loss', 'show_history', 'show_gallery',
            'hardest_pairs', 'show_triplets']
 
-# %% ../nbs/plots.ipynb #caab2eb6
+# %% ../nbs/plots.ipynb #e22c8046
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
+from .files import replacing
 from .pair_loss import PairLoss
 
-# %% ../nbs/plots.ipynb #27472328
+# %% ../nbs/plots.ipynb #e6b082d6
 ATTRACTION, REPULSION, NEUTRAL = "#0072B2", "#D55E00", "#767676"
 TICKS = (-1, -0.5, 0, 0.5, 1) # of every axis that shows a similarity
 COEFFICIENTS = LinearSegmentedColormap.from_list("coefficients", [ATTRACTION, "white", REPULSION])
@@ -42,7 +43,8 @@ def figure(
             if path is None:
                 plt.show()
             else:
-                fig.savefig(path)
+                with replacing(path) as temporary:
+                    fig.savefig(temporary)
         finally:
             plt.close(fig)
 

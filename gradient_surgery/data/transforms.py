@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Matrices', 'check_images', 'standardise', 'normalise', 'colour_map', 'scaling',
            'brighten', 'contrast', 'saturate', 'rotate_hue', 'mix_channels', 'invert', 'recolour', 'place_map', 'move',
-           'erase', 'Augment']
+           'erase', 'Augment', 'turned', 'as_new_classes']
 
-# %% ../../nbs/data/transforms.ipynb #9c3bd3df
+# %% ../../nbs/data/transforms.ipynb #867b57d2
 import math
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -228,3 +228,29 @@ class Augment(nn.Module):
         chosen = (uniform[:, 21:22] < self.strengths["erase"]).float()
         half, centre = chosen * (0.1 + 0.15 * uniform[:, 22:24]), uniform[:, 24:26]
         return torch.cat([centre - half, centre + half], dim=1)
+
+# %% ../../nbs/data/transforms.ipynb #be3889dd
+def turned(
+    images: UInt8[Tensor, "n 3 side side"],
+    symmetry: int, # 0 to 7: quarter turns, and from 4 on a mirror image of them
+) -> UInt8[Tensor, "n 3 side side"]:
+    "The images under one of the eight symmetries of the square."
+    images = images.rot90(symmetry % 4, (2, 3))
+    return images.flip(3) if symmetry >= 4 else images
+
+
+def as_new_classes(
+    images: UInt8[Tensor, "n 3 side side"],
+    labels: Int[Tensor, "n"],
+    generator: torch.Generator, # on the CPU; the only source of chance
+) -> UInt8[Tensor, "n 3 side side"]:
+    "Turn or mirror the images of each class alike, each class in its own way."
+    check_images(images)
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"images are {tuple(images.shape[2:])} high and wide; expected squares")
+    classes, of_image = labels.cpu().unique(return_inverse=True)
+    symmetry = torch.randint(8, (len(classes),), generator=generator)[of_image].to(images.device)
+    result = images.clone()
+    for each in range(1, 8):
+        result[symmetry == each] = turned(images[symmetry == each], each)
+    return result
