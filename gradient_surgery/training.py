@@ -33,7 +33,7 @@ from .files import replacing
 from .losses import build_loss
 from .models import build_model, load_weights, save_weights
 
-# %% ../nbs/training.ipynb #b44a27c3
+# %% ../nbs/training.ipynb #c291ef56
 MILD = dict( # strengths of the augmentation, chosen for the emoji on validation classes
     rotate=6.0, scale=1.1, shift=0.03, brightness=0.05, contrast=0.15, saturation=0.2, hue=5.0,
     greyscale=0.0)
@@ -51,7 +51,7 @@ class Config:
     loss_options: dict = field(default_factory=dict) # its arguments
     num_classes: int = 32 # classes in a batch
     per_class: int = 4 # images of each
-    epochs: int = 60
+    epochs: int = 45
     learning_rate: float = 2e-3 # the highest; it warms up, then falls to zero along a cosine
     warmup: float = 0.1 # share of the steps
     augment: dict = field(default_factory=MILD.copy) # arguments of `Augment`

@@ -18,7 +18,7 @@ from PIL import Image
 from gradient_surgery.data.emoji import SPLITS, Emoji, decode, emoji_archive, emoji_index, emoji_licences
 from gradient_surgery.data.folder import FolderOfClasses, SomeClasses, folder_splits, read_image, split_by_class
 from gradient_surgery.data.sampling import BalancedSampler, Deck
-from gradient_surgery.data.transforms import Augment, erase, normalise
+from gradient_surgery.data.transforms import Augment, as_new_classes, erase, normalise, turned
 
 # --- emoji ---
 
@@ -531,3 +531,23 @@ def test_bad_padding() -> None:
 def test_augment_is_the_same_on_a_gpu() -> None:
     images = batch(32)
     assert torch.allclose(seeded(images.cuda(), **STRONG).cpu(), seeded(images, **STRONG), atol=1e-3)
+
+
+def test_new_classes_keep_a_class_together():
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)[[0, 1, 1, 2, 3, 3]]
+    labels = torch.tensor([5, 5, 5, 2, 2, 2])
+    versions = {as_new_classes(images, labels, torch.Generator().manual_seed(seed)) for seed in range(40)}
+    for changed in versions:
+        assert torch.equal(changed[1], changed[2]) and torch.equal(changed[4], changed[5])
+        for label in (5, 2):  # one symmetry explains all images of a class
+            chosen = labels == label
+            assert any(torch.equal(turned(images[chosen], symmetry), changed[chosen]) for symmetry in range(8))
+    alike = sum(
+        any(torch.equal(turned(images, symmetry), changed) for symmetry in range(8)) for changed in versions
+    )
+    assert alike < len(versions) / 2  # the two classes are turned independently: alike in one case of eight
+
+
+def test_new_classes_want_squares():
+    with pytest.raises(ValueError, match=r"images are \(4, 6\) high and wide"):
+        as_new_classes(torch.zeros(2, 3, 4, 6, dtype=torch.uint8), torch.tensor([0, 1]), torch.Generator())
