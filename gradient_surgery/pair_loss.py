@@ -93,15 +93,15 @@ def check_batch(
             "labels give no negative pair: all embeddings are of one class. "
             "Sample at least two classes, for example with BalancedSampler")
 
-# %% ../nbs/pair_loss.ipynb #0268dd63
+# %% ../nbs/pair_loss.ipynb #989549be
 def _check_side(name: str, embeddings: Tensor, labels_name: str, labels: Tensor) -> None:
     for argument, value in ((name, embeddings), (labels_name, labels)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{argument} is a {type(value).__name__}; expected a torch.Tensor")
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+    if embeddings.ndim != 2 or not embeddings.is_floating_point() or len(embeddings) == 0:
         raise ValueError(
             f"{name} has shape {tuple(embeddings.shape)} and type {embeddings.dtype}; "
-            "expected [number, dimensions] of floating point")
+            "expected [number, dimensions] of floating point, at least one")
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(
             f"{labels_name} has type {labels.dtype}; expected integers, one for each class")
@@ -226,7 +226,7 @@ class _Total:
     # an empty sum is 0, not 0/0
     count = property(lambda self: torch.where(self._count > 0, self._count, 1))
 
-# %% ../nbs/pair_loss.ipynb #91c7fbe3
+# %% ../nbs/pair_loss.ipynb #0597d013
 class _ExplicitGradient(torch.autograd.Function):
     "Computes the loss and its gradient together, and hands the gradient out when it is asked for."
 
@@ -253,12 +253,12 @@ class _ExplicitGradient(torch.autograd.Function):
                     arrived = gradient if size is None else to_tangent(gradient, point) / size
                     return arrived / total.count
 
-                gradients = [to_x(G, f, length).to(embeddings.dtype)]
-                gradients.append(None if y is None else to_x(H, r, r_length).to(references.dtype))
+                gradients = [to_x(G, f, length), None if y is None else to_x(H, r, r_length)]
                 gradients += [
                     total.parameters[name] / total.count if name in total.parameters else None
                     for name in names]
-                ctx.present = [gradient is not None for gradient in gradients]
+                inputs = [embeddings, references, *parameters]
+                ctx.types = [None if g is None else i.dtype for g, i in zip(gradients, inputs)]
                 ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
             return total.value / total.count
 
@@ -267,8 +267,7 @@ class _ExplicitGradient(torch.autograd.Function):
     def backward(ctx, upstream):
         saved = iter(ctx.saved_tensors)
         gradients = [
-            (upstream * (g := next(saved))).to(g.dtype) if present else None
-            for present in ctx.present]
+            None if dtype is None else (upstream * next(saved)).to(dtype) for dtype in ctx.types]
         return None, gradients[0], gradients[1], None, None, None, *gradients[2:]
 
 

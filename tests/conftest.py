@@ -1,5 +1,6 @@
 """What several test files share: where the repository is, a copy of its files, and which tests need a GPU."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: each worker of pytest-xdist is one thread
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -37,6 +39,24 @@ def copy_repository(repository_files: list[str]) -> Callable[[Path], Path]:
         return top
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder of thirty classes of coloured squares, six images each."
+    import torch
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for label in range(30):
+        folder = root / f"class{label:02}"
+        folder.mkdir()
+        colour = torch.randint(256, (3,), generator=generator)
+        for number in range(6):
+            pixels = (colour + torch.randint(-60, 60, (32, 32, 3), generator=generator)).clamp(0, 255).to(torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return root
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,7 +60,7 @@ MISTAKES = {
     "labels that are no integers": (call(X, Y.float()), TypeError, "labels has type torch.float32"),
     "one class only": (call(X, torch.zeros(6, dtype=torch.long)), ValueError, "labels give no negative pair"),
     "no positive pair": (call(X, torch.arange(6)), ValueError, "labels give no positive pair"),
-    "an empty batch": (call(X[:0], Y[:0]), ValueError, "labels give no positive pair"),
+    "an empty batch": (call(X[:0], Y[:0]), ValueError, r"embeddings has shape \(0, 4\)"),
     "NaN embeddings": (call(with_row(float("nan")), Y), ValueError, "embeddings contain NaN or infinity"),
     "infinite embeddings": (call(with_row(float("inf")), Y), ValueError, "embeddings contain NaN or infinity"),
     "a zero embedding": (call(with_row(0), Y), ValueError, "embeddings contain a vector of length zero"),

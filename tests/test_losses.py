@@ -18,6 +18,11 @@ COMPOSITIONS = [GradientSurgery(*names) for names in product(DIRECTIONS, PAIR_WE
 LOSSES = [build_loss(name) for name in CATALOGUE if name != "GradientSurgery"] + COMPOSITIONS
 
 
+@pytest.fixture(autouse=True)
+def the_same_batches_each_time():
+    torch.manual_seed(0)
+
+
 @st.composite
 def batches(draw):
     "Random embeddings of any length, with singletons, exact duplicates and opposite vectors among them."
@@ -121,6 +126,15 @@ def test_every_loss_on_a_gpu():
     x, labels = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 7
     for loss in LOSSES:
         assert relative_error(gradient(loss, x.cuda(), labels).cpu(), gradient(loss, x, labels)) < 1e-10, loss
+
+
+def test_a_gradient_scaler_saves_small_gradients():
+    x, labels = 500 * torch.randn(24, 16), torch.arange(24) % 6
+    loss, half = build_loss("MultiSimilarityLoss"), x.half().requires_grad_()
+    exact = gradient(loss, half.float(), labels)
+    assert exact.abs().max() < 1e-4  # so small that float16 keeps only few bits of it
+    (loss(half, labels) * 2**16).backward()
+    assert relative_error(half.grad.float() / 2**16, exact) < torch.finfo(torch.float16).eps
 
 
 def test_second_derivative_is_refused():

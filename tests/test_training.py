@@ -10,27 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from gradient_surgery.training import load_run, read_config, train
 
 FILES = {"config.yaml", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory) -> Path:
-    "A folder of thirty classes of coloured squares, six images each."
-    root = tmp_path_factory.mktemp("photos")
-    generator = torch.Generator().manual_seed(0)
-    for label in range(30):
-        folder = root / f"class{label:02}"
-        folder.mkdir()
-        colour = torch.randint(256, (3,), generator=generator)
-        for number in range(6):
-            pixels = (colour + torch.randint(-60, 60, (32, 32, 3), generator=generator)).clamp(0, 255).to(torch.uint8)
-            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-    return root
 
 
 def config_for(photos: Path, **changes):

@@ -1,0 +1,58 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradient_surgery.losses import CATALOGUE
+
+COMMAND = Path(sys.executable).with_name("gradient_surgery")
+SMALL = "--set image_size=32 --set embedding_size=16 --set num_classes=6 --set per_class=3 --epochs 2".split()
+
+
+def run(*words: object, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *map(str, words)], cwd=folder, capture_output=True, text=True)
+
+
+def test_train_then_evaluate(photos, tmp_path):
+    first = run("train", "--dataset", photos, *SMALL, "--name", "mine", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "recall@1" in first.stdout and "validation R@1" in first.stderr  # the table, and the progress bar
+    again = run("train", "--dataset", photos, *SMALL, "--name", "mine", folder=tmp_path)
+    assert again.returncode == 1 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    resumed = run("train", "--dataset", photos, *SMALL, "--name", "mine", "--resume", folder=tmp_path)
+    assert resumed.returncode == 0 and resumed.stdout == first.stdout
+
+    measured = run("evaluate", "runs/mine", "--output", "scores.json", folder=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    metrics = json.loads((tmp_path / "runs" / "mine" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(metrics["after"], abs=1e-9)
+
+
+def test_configuration_file_and_changes(photos, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"dataset: {photos}\nloss: TripletMarginLoss\nloss_options: {{margin: 0.3}}\n")
+    result = run("train", "--config", "run.yaml", *SMALL, "--seed", 3, "--quiet", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    written = (tmp_path / "runs" / f"{photos.name}-TripletMarginLoss-3" / "config.yaml").read_text()
+    assert "margin: 0.3" in written and "seed: 3" in written and "epochs: 2" in written
+
+
+def test_losses_lists_the_catalogue(tmp_path):
+    listed = run("losses", folder=tmp_path).stdout.replace("\n", "")
+    assert all(name[:8] in listed for name in CATALOGUE) and "mining" in listed
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["losses"]], ids=str)
+def test_help(words, tmp_path):
+    result = run(*words, "--help", folder=tmp_path)
+    assert result.returncode == 0 and "Usage: gradient_surgery" in result.stdout
+    assert not words or words == ["losses"] or "Example" in result.stdout
+
+
+@pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere"])
+def test_mistakes_are_sentences(words, tmp_path):
+    result = run(*words.split(), folder=tmp_path)
+    assert result.returncode == 1 and result.stderr.startswith("Error: ") and "Traceback" not in result.stderr
