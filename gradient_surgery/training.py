@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MILD', 'Config', 'read_config', 'native_precision', 'load_datasets', 'embed', 'epoch_seed', 'State', 'train_epoch',
-           'train', 'fit', 'best_epoch', 'load_run', 'report', 'draw']
+           'train', 'fit', 'write_history', 'best_epoch', 'load_run', 'report', 'draw']
 
 # %% ../nbs/training.ipynb #9ebf9752
 import csv
@@ -116,7 +116,7 @@ def epoch_seed(
     "One seed for each epoch of each run."
     return (seed * 1_000_003 + epoch) % 2**63
 
-# %% ../nbs/training.ipynb #c5d4fa16
+# %% ../nbs/training.ipynb #6beb8272
 class State:
     "A network in training: its weights, its optimiser, how far it came and how it fared."
     def __init__(self, config: Config, steps_per_epoch: int, accelerator: Accelerator):
@@ -133,8 +133,8 @@ class State:
             pct_start=config.warmup, cycle_momentum=False)
 
     @property
-    def network(self) -> nn.Module: # without what several processes wrap around it
-        return self.accelerator.unwrap_model(self.model)
+    def network(self) -> nn.Module: # as it was built: embeds in float32, knows no other processes
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def parts(self) -> dict:
         "Everything that changes during training and knows how to save itself."
@@ -192,7 +192,7 @@ def train_epoch(
         progress.update(len(images))
     return torch.stack(values).mean().item()
 
-# %% ../nbs/training.ipynb #e0f809f5
+# %% ../nbs/training.ipynb #6b151291
 def train(
     config: Config,
     folder: str | Path, # of this run
@@ -209,7 +209,8 @@ def train(
             f"(on the command line --resume), or give the new run another name")
     training, validation, test = load_datasets(config)
     sampler = BalancedSampler(
-        training.labels, num_classes=config.num_classes, per_class=config.per_class, seed=config.seed)
+        training.labels, num_classes=config.num_classes, per_class=config.per_class,
+        seed=config.seed)
     precision = native_precision() if config.precision == "auto" else config.precision
     state = State(config, len(sampler), Accelerator(mixed_precision=precision))
     last = folder / "checkpoint" / "last.pt"
@@ -227,7 +228,7 @@ def train(
     load_weights(state.network, folder / "checkpoint" / "best.safetensors")
     return report(state, test, untrained, embed(state.network, test), folder)
 
-# %% ../nbs/training.ipynb #603e2f48
+# %% ../nbs/training.ipynb #47f6290a
 def fit(
     state: State,
     training: Dataset,
@@ -247,7 +248,7 @@ def fit(
         if epoch - best_epoch(state.history) > config.patience:
             break
         start = time.perf_counter()
-        for dealer in (loader, sampler): # accelerate's loader counts epochs too, from 0 when resumed
+        for dealer in (loader, sampler): # accelerate's loader counts epochs too, and resumes at 0
             if hasattr(dealer, "set_epoch"):
                 dealer.set_epoch(epoch)
         value = train_epoch(state, loader, augment, epoch, progress)
@@ -260,8 +261,17 @@ def fit(
             save_weights(state.network, folder / "checkpoint" / "best.safetensors")
         if main:
             state.save(folder / "checkpoint" / "last.pt")
+            write_history(state.history, folder / "history.csv")
         progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall['recall@1']:.1%}")
     progress.close()
+
+
+def write_history(history: list[dict], path: Path) -> None:
+    "The history as a table, one line for each epoch."
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, history[0])
+        table.writeheader()
+        table.writerows(history)
 
 
 def best_epoch(history: list[dict]) -> int:
@@ -284,7 +294,7 @@ def load_run(
     load_weights(model, best)
     return model, config
 
-# %% ../nbs/training.ipynb #e447ef08
+# %% ../nbs/training.ipynb #1a56bc64
 def report(
     state: State,
     test: Dataset,
@@ -300,17 +310,14 @@ def report(
         "after": evaluate(after, test.labels, ks=ks, seed=seed),
         "test_images": len(test.labels), "test_classes": len(test.class_names),
         "selected_on": "recall@1 on validation classes", "epoch": best_epoch(history),
-        "epochs": len(history), "training_seconds": round(sum(row["seconds"] for row in history), 1),
+        "epochs": len(history),
+        "training_seconds": round(sum(row["seconds"] for row in history), 1),
         "parameters": sum(parameter.numel() for parameter in state.network.parameters()),
         "seed": seed, "device": str(state.accelerator.device),
         "versions": {"gradient_surgery": __version__, "torch": torch.__version__,
                      "python": platform.python_version()},
     }
     if state.accelerator.is_main_process:
-        with replacing(folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, history[0])
-            table.writeheader()
-            table.writerows(history)
         draw(state, test, before, after, folder)
         with replacing(folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n")
