@@ -146,7 +146,7 @@ def show_loss(
         left.legend(loc="upper left")
         show_field(right, loss)
 
-# %% ../nbs/plots.ipynb #8f99f86b
+# %% ../nbs/plots.ipynb #97b9bcf8
 def show_history(
     history: list[dict[str, float]], # for each epoch: epoch, loss, recall@1 on validation classes
     *, path: str | Path | None = None,
@@ -159,10 +159,7 @@ def show_history(
         right.plot(epochs, [row["recall@1"] for row in history], color=ATTRACTION)
         best = max(history, key=lambda row: row["recall@1"])
         right.plot(best["epoch"], best["recall@1"], "o", color=ATTRACTION)
-        right.annotate(
-            f"best: {best['recall@1']:.1%}", (best["epoch"], best["recall@1"]),
-            xytext=(0, -14), textcoords="offset points", ha="right")
-        right.set(title="Recall@1 on validation classes", xlabel="epoch")
+        right.set(title=f"validation Recall@1, best {best['recall@1']:.1%}", xlabel="epoch")
 
 # %% ../nbs/plots.ipynb #6f9ee53e
 def show_gallery(
