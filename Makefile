@@ -53,5 +53,5 @@ $(RUNTIME): settings.ini setup.py | $(BIN)/pip
 
 $(DEV): settings.ini setup.py | $(BIN)/pip
 	@echo 'Installing gradient_surgery with PyTorch and the tools for notebooks, tests and site in .venv: minutes, and about 6 GB on Linux ...'
-	@$(PIP_INSTALL) -e '.[dev,docs,pretrained]'
+	@$(PIP_INSTALL) -e '.[dev,docs,pretrained,data]'
 	@touch $(RUNTIME) $@
