@@ -34,7 +34,7 @@ from .losses import build_loss
 from .models import build_model, load_weights, save_weights
 
 # %% ../nbs/training.ipynb #c291ef56
-MILD = dict( # strengths of the augmentation, chosen for the emoji on validation classes
+MILD = dict( # strengths of the augmentation, near those that did best on validation classes
     rotate=6.0, scale=1.1, shift=0.03, brightness=0.05, contrast=0.15, saturation=0.2, hue=5.0,
     greyscale=0.0)
 
