@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTRACTION', 'REPULSION', 'NEUTRAL', 'TICKS', 'COEFFICIENTS', 'figure', 'label_lines', 'show_coefficients',
-           'show_curl', 'triplet_coefficients', 'show_field', 'show_loss', 'show_history', 'show_gallery',
-           'hardest_pairs', 'show_triplets']
+           'show_curl', 'show_field', 'show_loss', 'show_history', 'show_gallery', 'hardest_pairs', 'show_triplets']
 
-# %% ../nbs/plots.ipynb #e22c8046
+# %% ../nbs/plots.ipynb #d940de37
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
+from .anatomy import triplet_coefficients
 from .files import replacing
 from .pair_loss import PairLoss
 
@@ -84,18 +84,6 @@ def show_curl(
         origin="lower", extent=(-1, 1, -1, 1))
     ax.set(title=title, xlabel="$s_{ap}$", xticks=TICKS, yticks=TICKS)
 
-# %% ../nbs/plots.ipynb #d5ca5f29
-def triplet_coefficients(
-    loss: PairLoss,
-    s_ap: Float[Tensor, "k"], # similarities of the positive pair
-    s_an: Float[Tensor, "k"], # similarities of the negative pair
-) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]: # c_ap and c_an
-    "What a loss says to an anchor with one positive and one negative, for each of k such batches."
-    labels, reference_labels = torch.tensor([0]), torch.tensor([0, 1])
-    similarities = torch.stack([s_ap, s_an], dim=1)[:, None] # [k, 1, 2]: k batches of one anchor
-    C = torch.cat([loss.coefficients(row, labels, reference_labels)[1] for row in similarities])
-    return C[:, 0], C[:, 1]
-
 # %% ../nbs/plots.ipynb #d0620045
 def show_field(
     ax: plt.Axes,
@@ -123,7 +111,7 @@ def show_field(
         ylabel="$s_{an}$ (the negative is nearer $\\rightarrow$)",
         xlim=(-1, 1), ylim=(-1, 1), xticks=TICKS, yticks=TICKS, aspect="equal")
 
-# %% ../nbs/plots.ipynb #9dac103f
+# %% ../nbs/plots.ipynb #cb4014e0
 def show_loss(
     loss: PairLoss,
     *, title: str = "",
@@ -136,13 +124,16 @@ def show_loss(
     tangent = (1 - s**2).sqrt()
     pull = -triplet_coefficients(loss, s, other)[0] * tangent
     push = triplet_coefficients(loss, other, s)[1] * tangent
+    longest = max(pull.abs().max().item(), push.abs().max().item()) or 1
     with figure(1, 2, size=(7.4, 3.4), path=path) as (fig, (left, right)):
-        left.plot(s.numpy(), pull.numpy(), color=ATTRACTION, label="pull on the positive")
-        left.plot(
-            s.numpy(), push.numpy(), color=REPULSION, linestyle="--", label="push on the negative")
+        for step, colour, line, label in (
+            (pull, ATTRACTION, "-", "pull on the positive"),
+            (push, REPULSION, "--", "push on the negative"),
+        ):
+            left.plot(s, step / longest, color=colour, linestyle=line, label=label)
         left.set(
-            xlabel="similarity of the pair", ylabel="step along the sphere",
-            xlim=(-1, 1), ylim=(0, 1.3), xticks=TICKS, title=title)
+            xlabel="similarity of the pair", ylabel=f"step along the sphere, in units of {longest:.2g}",
+            xlim=(-1, 1), ylim=(min(0, left.get_ylim()[0]), 1.3), xticks=TICKS, title=title)
         left.legend(loc="upper left")
         show_field(right, loss)
 

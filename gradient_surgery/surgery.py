@@ -37,7 +37,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #08a015ca
+# %% ../nbs/surgery.ipynb #d9d88557
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
@@ -67,7 +67,7 @@ class GradientSurgery(PairLoss):
         return Components(
             self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
 
-    def rows(self, similarity, positives, negatives, summary):
+    def rows(self, similarity, positives, negatives, batch):
         triplets = self.mining(similarity, positives, negatives)
         s_ap = similarity.gather(1, triplets.positive)[:, :, None]
         s_an = similarity[:, None].expand(-1, s_ap.shape[1], -1).gather(2, triplets.negative)

@@ -5,27 +5,23 @@
 # %% auto #0
 __all__ = ['ContrastiveLoss']
 
-# %% ../../nbs/losses/contrastive.ipynb #919f7774
+# %% ../../nbs/losses/contrastive.ipynb #c862689b
 import torch
 
-from ..geometry import Direction, as_direction
+from ..geometry import Direction
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/contrastive.ipynb #6635f926
+# %% ../../nbs/losses/contrastive.ipynb #0c331939
 class ContrastiveLoss(PairLoss):
     """Contrastive loss, averaged over active pairs.
     Hadsell, Chopra, LeCun 2006, eq. 4, with unsquared distances."""
     components = Components(
         "any, Euclidean by default", "constant up to a threshold", "none", "all pairs")
 
-    def __init__(self, *,
-        pos_margin: float = 0.0, # positives nearer than this are left alone
-        neg_margin: float = 1.0, # negatives farther than this are left alone
-        direction: str | Direction = "euclidean", # the distance of both margins
-    ):
-        super().__init__()
-        self.pos_margin, self.neg_margin = pos_margin, neg_margin
-        self.direction = as_direction(direction)
+    passes = 1
+    pos_margin: float = 0.0 # positives nearer than this are left alone
+    neg_margin: float = 1.0 # negatives farther than this are left alone
+    direction: str | Direction = "euclidean" # the distance of both margins
 
     def hinges(self, similarity, positives, negatives):
         D = self.direction.distance(similarity)
@@ -34,18 +30,13 @@ class ContrastiveLoss(PairLoss):
             (self.neg_margin - D).clamp(min=0) * negatives,
         )
 
-    def summarise(self, similarity, positives, negatives):
+    def summarise(self, similarity, positives, negatives, batch):
         hinges = self.hinges(similarity, positives, negatives)
         return torch.stack([(hinge > 0).sum(1).to(hinge.dtype) for hinge in hinges], dim=1)
 
-    def rows(self, similarity, positives, negatives, summary):
+    def rows(self, similarity, positives, negatives, batch):
         pull, push = self.hinges(similarity, positives, negatives)
         # active pairs of an anchor, on average
-        pulls, pushes = torch.where((counts := summary.mean(0)) > 0, counts, 1)
+        pulls, pushes = torch.where((counts := batch.summary.mean(0)) > 0, counts, 1)
         c = self.direction.slope(similarity) * ((push > 0) / pushes - (pull > 0) / pulls)
         return Terms(pull.sum(1) / pulls + push.sum(1) / pushes, c)
-
-    def extra_repr(self) -> str:
-        return (
-            f"pos_margin={self.pos_margin}, neg_margin={self.neg_margin}, "
-            f"direction={self.direction.name!r}")

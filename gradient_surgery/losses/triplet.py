@@ -5,27 +5,23 @@
 # %% auto #0
 __all__ = ['TripletMarginLoss']
 
-# %% ../../nbs/losses/triplet.ipynb #54622dc4
+# %% ../../nbs/losses/triplet.ipynb #fc317fee
 import torch
 
-from ..geometry import Direction, as_direction
+from ..geometry import Direction
 from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #af5c3e91
+# %% ../../nbs/losses/triplet.ipynb #2776bc2d
 class TripletMarginLoss(PairLoss):
     """Triplet hinge over all triplets, averaged over the active ones.
     Schroff et al. 2015, eq. 3, with unsquared distances."""
     components = Components("any, Euclidean by default", "constant", "hinge", "all triplets")
 
-    def __init__(self, *,
-        margin: float = 0.05, # by how much the negative has to be farther than the positive
-        direction: str | Direction = "euclidean", # the distance of the margin
-    ):
-        super().__init__()
-        self.margin, self.direction = margin, as_direction(direction)
+    margin: float = 0.05 # by how much the negative has to be farther than the positive
+    direction: str | Direction = "euclidean" # the distance of the margin
 
-    def rows(self, similarity, positives, negatives, summary):
+    def rows(self, similarity, positives, negatives, batch):
         D = self.direction.distance(similarity)
         column, real = all_columns(positives)
         # D_ap + m, and its column
@@ -42,6 +38,3 @@ class TripletMarginLoss(PairLoss):
         c = in_p.masked_fill(~negatives, 0).to(D.dtype)
         c.scatter_add_(1, column.gather(1, threshold.indices), -in_n.to(D.dtype))
         return Terms(value, c * self.direction.slope(similarity), in_n.sum(1).to(D.dtype))
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, direction={self.direction.name!r}"
