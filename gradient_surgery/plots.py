@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRACTION', 'REPULSION', 'NEUTRAL', 'TICKS', 'COEFFICIENTS', 'figure', 'label_lines', 'show_coefficients',
-           'show_curl', 'show_field', 'show_loss', 'show_history', 'show_gallery', 'hardest_pairs', 'show_triplets']
+           'show_curl', 'show_field', 'show_loss', 'show_dissection', 'show_history', 'show_gallery', 'hardest_pairs',
+           'show_triplets']
 
 # %% ../nbs/plots.ipynb #d940de37
 from contextlib import contextmanager
@@ -136,6 +137,39 @@ def show_loss(
             xlim=(-1, 1), ylim=(min(0, left.get_ylim()[0]), 1.3), xticks=TICKS, title=title)
         left.legend(loc="upper left")
         show_field(right, loss)
+
+# %% ../nbs/plots.ipynb #8cb3747b
+def show_dissection(
+    dissection, # of `anatomy.dissect`
+    *, path: str | Path | None = None,
+) -> None:
+    "Draw a dissection: coefficients; and where it has them, pair weights and triplet weight."
+    rows = dissection.labels.cpu().argsort()
+    C = dissection.coefficients.cpu()[rows]
+    if dissection.coefficients.shape[1] == len(rows):
+        C = C[:, rows]
+    panels = 3 if dissection.composed else 1
+    with figure(1, panels, size=(3.7 * panels, 3.4), path=path, squeeze=False) as (fig, axes):
+        show_coefficients(axes[0, 0], C, title=dissection.name)
+        if dissection.composed:
+            _show_factors(*axes[0, 1:], dissection.factors)
+
+
+def _show_factors(left, right, factors):
+    s = factors.similarity
+    for weight, colour, line, label in (
+        (factors.pull, ATTRACTION, "-", "pull $P_+$"), (factors.push, REPULSION, "--", "push $P_-$"),
+    ):
+        left.plot(s, weight, color=colour, linestyle=line, label=label)
+    left.set(
+        title="pair weights", xlabel=f"similarity ({factors.direction} direction)",
+        xlim=(-1, 1), ylim=(0, 1.25 * max(factors.pull.max(), factors.push.max()).item()),
+        xticks=TICKS)
+    left.legend(loc="upper left")
+    right.imshow(
+        factors.triplet_weight, origin="lower", extent=(-1, 1, -1, 1), vmin=0, vmax=1.4)
+    right.set(
+        title="triplet weight", xlabel="$s_{ap}$", ylabel="$s_{an}$", xticks=TICKS, yticks=TICKS)
 
 # %% ../nbs/plots.ipynb #97b9bcf8
 def show_history(
