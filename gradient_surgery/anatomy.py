@@ -185,7 +185,7 @@ def _cosines(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     f, _ = to_sphere(x)
     return f @ f.T
 
-# %% ../nbs/anatomy.ipynb #57c7e9ef
+# %% ../nbs/anatomy.ipynb #739cfbce
 def _read_embeddings(
     loss: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "n d"], labels: Int[Tensor, "n"]
 ) -> Reading:
@@ -208,9 +208,9 @@ def _pulls(
 
     K, left = torch.zeros(len(f), len(f)).to(f), wanted
     slope = search = adjoint(left)
-    first = size = (slope**2).sum()
+    size, least = (slope**2).sum(), (torch.finfo(f.dtype).eps ** 2) * (wanted**2).sum()
     for _ in range(steps): # conjugate gradients for least squares
-        if size <= first * torch.finfo(f.dtype).eps ** 2:
+        if size <= least:
             break
         made = to_tangent(search @ f, f)
         step = size / (made**2).sum()
@@ -220,7 +220,7 @@ def _pulls(
         search = slope + size / before * search
     return K
 
-# %% ../nbs/anatomy.ipynb #9a96e081
+# %% ../nbs/anatomy.ipynb #3a20f27d
 def triplet_coefficients(
     loss: PairLoss | nn.Module | Callable[[Tensor, Tensor], Tensor], # all but f(embeddings, labels)
     s_ap: Float[Tensor, "k"], # similarities of the positive pair
@@ -244,12 +244,27 @@ def _is_rival(loss) -> bool:
 
 def _ask_ours(loss, s_ap, s_an, size):
     engine = getattr(loss, "loss", loss)
-    S = torch.stack([s_ap, s_an])[None]
+    (S, slope) = _seen_in(engine.geometry, torch.stack([s_ap, s_an]))
+    S = S[None]
     if engine.triangles: # the rows of the positive and of the negative as well
         s_pn, one = s_ap * s_an, torch.ones_like(s_ap)
         S = torch.cat([S, torch.stack([one, s_pn, s_pn, one]).view(2, 2)])
     _, C = engine.coefficients(S, torch.tensor([0]), torch.tensor([0, 1]))
-    return C[0, 0], C[0, 1]
+    return tuple(C[0] * slope)
+
+
+def _seen_in(geometry, s) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
+    "What a geometry makes of cosines, and its slope, for embeddings of length one and mean zero."
+    if geometry is sphere:
+        return s, torch.ones_like(s)
+    one = torch.tensor([1.0, -1, 0, 0]).to(s) / 2**0.5
+    other = torch.tensor([0.0, 0, 1, -1]).to(s) / 2**0.5 # at a right angle to it
+    with torch.enable_grad():
+        s = s.detach().requires_grad_()
+        there = s[:, None] * one + (1 - s[:, None] ** 2).sqrt() * other
+        S = (geometry.anchor(one[None])[0] @ geometry.reference(there)[0].T)[0]
+        (slope,) = torch.autograd.grad(S.sum(), s)
+    return S.detach(), slope
 
 
 TWO_CLASSES = torch.tensor([0, 0, 1, 1])
@@ -282,14 +297,14 @@ def _ask_rival(loss, s_ap, s_an, size):
     _, C = _collected(value, seen, loss.distance, 4)
     return (C * masks[0]).sum() / 4, (C * masks[1]).sum() / 4
 
-# %% ../nbs/anatomy.ipynb #c05bcdfb
+# %% ../nbs/anatomy.ipynb #6eb2ab43
 class Factors(NamedTuple):
     "A loss's coefficients of one triplet, as triplet weight times pair weight times slope."
     similarity: Float[Tensor, "k"] # the grid of both axes
     direction: str
     pull: Float[Tensor, "k"] # pair weight of the positive, P₊(s)
     push: Float[Tensor, "k"] # pair weight of the negative, P₋(s)
-    triplet_weight: Float[Tensor, "k k"] # T, over s_an (rows) and s_ap (columns); at most 1
+    triplet_weight: Float[Tensor, "k k"] # T, over s_an (rows) and s_ap (columns); at most 1, or NaN
     error: float # relative, of both coefficients rebuilt from the factors
 
 
@@ -309,9 +324,10 @@ def factorise(
         weight[~active.any(axis)] = 0
         weight *= torch.where(c.sum(axis) < 0, -1, 1) # a pull that pushes, or a push that pulls
     u, v = (weight.expand(A.shape) for weight in (u, v[:, None]))
-    T = (A * u + B * v) / (u**2 + v**2).clamp(min=torch.finfo(A.dtype).tiny)
-    error = relative_error(torch.stack([T * u, T * v]), torch.stack([A, B]))
-    largest = T.abs().max().clamp(min=torch.finfo(A.dtype).tiny)
+    T = (A * u + B * v) / (u**2 + v**2) # not a number where neither pair ever acts
+    whole, rebuilt = torch.stack([A, B]), torch.stack([T * u, T * v]).nan_to_num()
+    error = relative_error(rebuilt, whole) if whole.any() else 0.0
+    largest = T.nan_to_num().abs().max().clamp(min=torch.finfo(A.dtype).tiny)
     u, v, T = u[0] * largest, v[:, 0] * largest, T / largest
     direction = _direction(s, u, v)
     w = DIRECTIONS[direction].slope(s)
@@ -473,19 +489,17 @@ class Dissection:
 
         show_dissection(self, path=path)
 
-# %% ../nbs/anatomy.ipynb #98ee68cd
+# %% ../nbs/anatomy.ipynb #8fc02438
 def shape(
     weight: Float[Tensor, "..."], # a pair weight or a triplet weight on a grid
 ) -> str:
-    "Constant, step or smooth."
-    largest = weight.abs().max()
-    if largest == 0:
+    "Constant, step or smooth, and from where to where; entries that are no numbers do not count."
+    weight = weight[~weight.isnan()]
+    if not weight.any():
         return "zero"
-    levels = weight / largest
-    acts = levels.abs() > 1e-6
-    if (levels[acts] > 1 - 1e-6).all():
-        return "constant" if acts.all() else "step"
-    return f"smooth, {weight.min():.2g} to {weight.max():.2g}"
+    levels = (weight / weight.abs().max()).round(decimals=6).unique()
+    kind = "step" if len(levels) <= 3 else "smooth"
+    return "constant" if len(levels) == 1 else f"{kind}, {weight.min():.2g} to {weight.max():.2g}"
 
 # %% ../nbs/anatomy.ipynb #fc69fb88
 def dissect(

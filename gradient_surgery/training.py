@@ -33,7 +33,7 @@ from .files import replacing
 from .losses import build_loss
 from .models import build_model, load_weights, save_weights
 
-# %% ../nbs/training.ipynb #c291ef56
+# %% ../nbs/training.ipynb #88216a1e
 MILD = dict( # strengths of the augmentation, near those that did best on validation classes
     rotate=6.0, scale=1.1, shift=0.03, brightness=0.05, contrast=0.15, saturation=0.2, hue=5.0,
     greyscale=0.0)
@@ -116,13 +116,18 @@ def epoch_seed(
     "One seed for each epoch of each run."
     return (seed * 1_000_003 + epoch) % 2**63
 
-# %% ../nbs/training.ipynb #6beb8272
+# %% ../nbs/training.ipynb #28c7c9c4
 class State:
     "A network in training: its weights, its optimiser, how far it came and how it fared."
-    def __init__(self, config: Config, steps_per_epoch: int, accelerator: Accelerator):
+    def __init__(
+        self, config: Config, steps_per_epoch: int, accelerator: Accelerator,
+        classes: int, # in the training set: a loss with proxies has one or more for each
+    ):
         set_seed(config.seed)
         self.config, self.accelerator, self.history = config, accelerator, []
-        self.loss = build_loss(config.loss, **config.loss_options).to(accelerator.device)
+        self.loss = build_loss(
+            config.loss, (classes, config.embedding_size), **config.loss_options
+        ).to(accelerator.device)
         model = build_model(
             config.model, embedding_size=config.embedding_size, pretrained=config.pretrained)
         optimizer = torch.optim.AdamW(
@@ -192,7 +197,7 @@ def train_epoch(
         progress.update(len(images))
     return torch.stack(values).mean().item()
 
-# %% ../nbs/training.ipynb #6b151291
+# %% ../nbs/training.ipynb #7cde3d4d
 def train(
     config: Config,
     folder: str | Path, # of this run
@@ -212,7 +217,8 @@ def train(
         training.labels, num_classes=config.num_classes, per_class=config.per_class,
         seed=config.seed)
     precision = native_precision() if config.precision == "auto" else config.precision
-    state = State(config, len(sampler), Accelerator(mixed_precision=precision))
+    state = State(
+        config, len(sampler), Accelerator(mixed_precision=precision), len(training.class_names))
     last = folder / "checkpoint" / "last.pt"
     if (folder / "metrics.json").exists():
         state.load(last) # only to see that it is the same configuration

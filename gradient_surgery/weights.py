@@ -75,7 +75,7 @@ def hinge_triplet_weight(*,
         lambda gap: (gap + margin).clamp(min=0),
     )
 
-# %% ../nbs/weights.ipynb #e811ea72
+# %% ../nbs/weights.ipynb #e44a98d0
 def sigmoid_triplet_weight(*,
     scale: float = 10.0, # inverse temperature: how sharply a triplet fades once it is in order
     margin: float = 0.0,
@@ -84,7 +84,7 @@ def sigmoid_triplet_weight(*,
     return TripletWeight(
         "sigmoid",
         lambda gap: torch.sigmoid(scale * (gap + margin)),
-        lambda gap: torch.nn.functional.softplus(scale * (gap + margin), threshold=1e4) / scale,
+        lambda gap: -torch.nn.functional.logsigmoid(-scale * (gap + margin)) / scale,
     )
 
 # %% ../nbs/weights.ipynb #7180f26b

@@ -1,21 +1,50 @@
 """What has to hold for every loss and every built-in composition, on batches drawn at random."""
 
+import ast
 import copy
+import inspect
+import json
 from itertools import product
+from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from torch.nn.functional import normalize
 
 from gradient_surgery.anatomy import dissect, relative_error
 from gradient_surgery.geometry import DIRECTIONS
-from gradient_surgery.losses import CATALOGUE, build_loss
+from gradient_surgery.losses import CATALOGUE, FAMILIES, CrossBatchMemory, build_loss
 from gradient_surgery.mining import MINING
+from gradient_surgery.proxy_loss import ProxyLoss
 from gradient_surgery.surgery import GradientSurgery
 from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS
 
 COMPOSITIONS = [GradientSurgery(*names) for names in product(DIRECTIONS, PAIR_WEIGHTS, TRIPLET_WEIGHTS, MINING)]
-LOSSES = [build_loss(name) for name in CATALOGUE if name != "GradientSurgery"] + COMPOSITIONS
+# other arguments than the defaults, where they take another path through the code
+VARIANTS = [
+    ("TripletMarginLoss", dict(smooth_loss=True)),
+    ("TripletMarginLoss", dict(swap=True, margin=0.2)),
+    ("TripletMarginLoss", dict(swap=True, smooth_loss=True, direction="geodesic")),
+    ("MarginLoss", dict(learn_beta=True, nu=0.1)),
+    ("MarginLoss", dict(learn_beta=True, nu=0.1, num_classes=6)),
+    ("MultiSimilarityLoss", dict(epsilon=0.1)),
+    ("CircleLoss", dict(detached=False)),
+]
+PLAIN = [(name, {}) for name in CATALOGUE if name != "GradientSurgery"] + VARIANTS
+
+
+def built(chosen, dimensions=5):
+    "A loss from its name and options; anything else is one already."
+    if not isinstance(chosen, tuple):
+        return chosen
+    torch.manual_seed(0)
+    return build_loss(chosen[0], (6, dimensions), **chosen[1]).double()
+
+
+ALL = PLAIN + COMPOSITIONS
+name_of = lambda chosen: " ".join(map(str, chosen)) if isinstance(chosen, tuple) else str(chosen)
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +54,19 @@ def the_same_batches_each_time():
 
 @st.composite
 def batches(draw):
-    "Random embeddings of any length, with singletons, exact duplicates and opposite vectors among them."
+    "Embeddings of any length, with singletons, duplicates, opposite and nearly equal vectors, and one-sided classes."
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    number, dimensions = draw(st.integers(4, 14)), draw(st.integers(2, 6))
+    number, dimensions = draw(st.integers(4, 14)), draw(st.integers(3, 6))
     x = torch.randn(number, dimensions, dtype=torch.float64, generator=generator)
     x *= 10 ** (4 * torch.rand(number, 1, dtype=torch.float64, generator=generator) - 2)
     labels = torch.randint(draw(st.integers(2, 5)), (number,), generator=generator)
+    if draw(st.booleans()):  # one negative against all others
+        labels[3:] = 0
     labels[:3] = torch.tensor([0, 0, 1])  # at least one positive and one negative pair
     if draw(st.booleans()):
-        x[1] = x[0]
+        x[1] = 2 * x[0]  # a positive in the same place
     if draw(st.booleans()):
-        x[2] = -x[0]
+        x[2] = draw(st.sampled_from([-1.0, 1.0, 1 + 1e-9])) * x[0]  # a negative opposite, or in the same place
     return x, labels
 
 
@@ -45,54 +76,98 @@ def gradient(loss, x, labels):
     return x.grad
 
 
-@given(batches(), st.sampled_from(LOSSES))
-@settings(max_examples=300, deadline=None)
-def test_gradient_is_finite_and_tangent(batch, loss):
+@given(batches(), st.sampled_from(ALL))
+@settings(max_examples=500, deadline=None)
+def test_gradient_is_finite_and_tangent(batch, chosen):
     x, labels = batch
+    loss = built(chosen, x.shape[1])
     g = gradient(loss, x, labels)
     assert g.isfinite().all() and loss(x, labels).isfinite()
     radial = (g * x).sum(1).abs()  # of each embedding; its own scale is |g| |x|
     assert (radial <= 1e-9 * (g.norm(dim=1) * x.norm(dim=1) + 1)).all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())
 
 
-@given(batches(), st.sampled_from(LOSSES))
+@given(batches(), st.sampled_from(ALL))
 @settings(max_examples=300, deadline=None)
-def test_lengths_do_not_matter(batch, loss):
+def test_lengths_do_not_matter(batch, chosen):
     x, labels = batch
+    loss = built(chosen, x.shape[1])
     lengths = 1 + torch.arange(len(x), dtype=x.dtype)[:, None]
-    x = x + 1e-3  # no exact duplicates: there the pull jumps from something to nothing
+    x = x + 0.01 * x.norm(dim=1, keepdim=True) * torch.randn_like(x)  # no duplicates: there the pull jumps from something to nothing
     assert torch.allclose(loss(x * lengths, labels), loss(x, labels), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_order_and_rotation_do_not_matter(loss):
-    generator = torch.Generator().manual_seed(0)
+def exchanged(labels):
+    "An order of the batch that mixes the classes and keeps the order within each: N-pairs takes the first two."
+    return torch.randperm(6)[labels].argsort(stable=True)
+
+
+def rotated(loss, rotation):
+    "The same loss with its proxies turned as the embeddings are."
+    loss = copy.deepcopy(loss)
+    for name, p in loss.named_parameters() if isinstance(loss, ProxyLoss) else ():
+        p.data = p.data @ rotation if name == "proxies" else rotation.T @ p.data
+    return loss
+
+
+@pytest.mark.parametrize("chosen", ALL, ids=name_of)
+def test_order_and_rotation_do_not_matter(chosen):
+    loss, generator = built(chosen), torch.Generator().manual_seed(0)
     x, labels = torch.randn(20, 5, dtype=torch.float64, generator=generator), torch.arange(20) % 6
-    g, order = gradient(loss, x, labels), torch.randperm(20, generator=generator)
+    g = gradient(loss, x, labels)
+    order = exchanged(labels) if type(loss).__name__ == "NPairsLoss" else torch.randperm(20, generator=generator)
     assert relative_error(gradient(loss, x[order], labels[order]), g[order]) < 1e-10
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=generator)).Q
-    assert relative_error(gradient(loss, x @ rotation, labels), g @ rotation) < 1e-8
+    if type(loss).__name__ == "SignalToNoiseRatioContrastiveLoss":  # the mean over dimensions must stay where it is
+        towards_mean = torch.eye(5, dtype=x.dtype)
+        towards_mean[:, 0] = 1
+        basis = torch.linalg.qr(towards_mean).Q
+        turn = torch.block_diag(torch.ones(1, 1, dtype=x.dtype), rotation[:4, :4])
+        rotation = basis @ torch.linalg.qr(turn).Q @ basis.T
+    turned = gradient(rotated(loss, rotation), x @ rotation, labels)
+    assert relative_error(turned, g @ rotation) < 1e-8
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_chunks_references_and_dissection_agree(loss):
-    generator = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("chosen", ALL, ids=name_of)
+def test_chunks_references_and_dissection_agree(chosen):
+    loss, generator = built(chosen), torch.Generator().manual_seed(1)
     x, labels = torch.randn(20, 5, dtype=torch.float64, generator=generator), torch.arange(20) % 6
     whole = gradient(loss, x, labels)
     in_chunks = copy.deepcopy(loss)
     in_chunks.entries = 3 * len(x)
     assert relative_error(gradient(in_chunks, x, labels), whole) < 1e-10
     assert dissect(loss, x, labels).reconstruction_error < 1e-10
+    if isinstance(loss, ProxyLoss):  # it has references of its own
+        return
     anchors, references = x[:8].clone().requires_grad_(), x[8:].clone().requires_grad_()
     value = loss(anchors, labels[:8], references, labels[8:])
     value.backward()
     assert anchors.grad.isfinite().all() and references.grad.isfinite().all() and references.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def is_a_derivative(chosen):
+    loss = built(chosen)
+    return not getattr(loss, "detached", False) and getattr(loss, "integrable", True)
+
+
+@pytest.mark.parametrize("chosen", [chosen for chosen in ALL if is_a_derivative(chosen)], ids=name_of)
+def test_gradient_is_the_derivative_of_the_value(chosen):
+    loss, generator = built(chosen), torch.Generator().manual_seed(3)
+    x, labels = torch.randn(16, 5, dtype=torch.float64, generator=generator), torch.arange(16) % 5
+    g, along = gradient(loss, x, labels), torch.randn(16, 5, dtype=torch.float64, generator=generator)
+    h = 1e-6
+    with torch.no_grad():
+        difference = (loss(x + h * along, labels) - loss(x - h * along, labels)) / (2 * h)
+    slope = (g * along).sum()
+    assert abs(difference - slope) <= 1e-5 * (abs(slope) + g.norm())
+
+
+@pytest.mark.parametrize("chosen", ALL, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(loss, dtype):
-    generator = torch.Generator().manual_seed(2)
+def test_half_precision(chosen, dtype):
+    loss, generator = built(chosen, 16), torch.Generator().manual_seed(2)
+    loss = loss.float()
     x, labels = torch.randn(24, 16, generator=generator).to(dtype), torch.arange(24) % 6
     with torch.autocast("cpu", dtype=torch.bfloat16):
         g = gradient(loss, x, labels)
@@ -101,31 +176,137 @@ def test_half_precision(loss, dtype):
     assert relative_error(g.float(), exact) < torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("loss", [build_loss(name) for name in CATALOGUE], ids=str)
-def test_behaves_like_a_module(loss):
-    x, labels = torch.randn(8, 4), torch.arange(8) % 3
+@pytest.mark.parametrize("chosen", PLAIN + [GradientSurgery()], ids=name_of)
+def test_float32_is_near_float64(chosen):
+    loss, generator = built(chosen, 16), torch.Generator().manual_seed(4)
+    x, labels = torch.randn(24, 16, generator=generator), torch.arange(24) % 6
+    exact = gradient(loss, x.double(), labels)
+    assert relative_error(gradient(loss.float(), x, labels).double(), exact) < 1e-3
+
+
+@pytest.mark.parametrize("chosen", PLAIN + [GradientSurgery()], ids=name_of)
+def test_behaves_like_a_module(chosen):
+    loss = built(chosen)
+    x, labels = torch.randn(8, 5), torch.arange(8) % 3
     again = copy.deepcopy(loss)
     assert again(x, labels) == loss(x, labels)
+    again.load_state_dict(loss.state_dict())
     assert repr(loss).startswith(type(loss).__name__ + "(") and loss.components._fields
-    assert loss(x, labels).requires_grad is False
+    if isinstance(chosen, tuple):
+        assert all(f"{option}=" in repr(loss) for option in chosen[1])
     with torch.no_grad():
         assert loss(x.requires_grad_(), labels).requires_grad is False
 
 
-@pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "MultiSimilarityLoss"])
-def test_equals_pytorch_metric_learning(name):
-    rivals = pytest.importorskip("pytorch_metric_learning.losses")
-    x, labels = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 7
-    ours, theirs = build_loss(name), getattr(rivals, name)()
-    assert torch.isclose(ours(x, labels), theirs(x, labels), rtol=1e-6)
-    assert relative_error(gradient(ours, x, labels), gradient(theirs, x, labels)) < 1e-6
+RIVALS = pytest.importorskip("pytorch_metric_learning.losses")
+SHARED = [
+    (name, options) for name, options in PLAIN
+    if hasattr(RIVALS, name) and not {"direction", "epsilon", "detached"} & set(options)]
+
+
+def rival_of(name, options, loss):
+    "The rival's loss with the same arguments and the same proxies."
+    if isinstance(loss, ProxyLoss):
+        options = options | dict(num_classes=6, embedding_size=8)
+    if name == "RankedListLoss":
+        options = options | dict(margin=0.4, Tn=10)
+    rival = getattr(RIVALS, name)(**options).double()
+    if list(loss.parameters()):
+        rival.load_state_dict(loss.state_dict())
+    if name == "AngularLoss":  # it forgets to normalise the negatives
+        return lambda x, labels: rival(normalize(x), labels)
+    return rival
+
+
+@pytest.fixture
+def in_double():
+    "The rival makes some of its constants in the default type."
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chosen", SHARED, ids=name_of)
+@pytest.mark.parametrize("labels", [torch.arange(40) % 6, torch.cat([torch.zeros(5, dtype=int), torch.arange(1, 6)])])
+def test_equals_pytorch_metric_learning(chosen, labels, in_double):
+    if "SmoothAPLoss" in chosen:  # it wants as many classes as members of each, in this order
+        labels = torch.arange(16) // 4
+    loss = built(chosen, 8)
+    rival = rival_of(*chosen, loss)
+    x = torch.randn(len(labels), 8, dtype=torch.float64)
+    assert torch.isclose(loss(x, labels), rival(x, labels).squeeze(), rtol=1e-6)
+    ours, theirs = gradient(loss, x, labels), gradient(rival, x, labels)
+    assert (ours - theirs).norm() <= 1e-6 * theirs.norm()  # N-pairs of a single class is zero
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("in_double")
+@given(batches(), st.sampled_from([c for c in SHARED if c[0] not in ("SmoothAPLoss", "AngularLoss")]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_equals_pytorch_metric_learning_on_any_batch(batch, chosen):
+    x, labels = batch
+    cosines = normalize(x) @ normalize(x).T
+    assume(cosines.triu(1).abs().max() < 0.9999)  # at duplicates the rival's derivative may be infinite
+    x = torch.nn.functional.pad(x, (0, 8 - x.shape[1]))
+    loss = built(chosen, 8)
+    rival = rival_of(*chosen, loss)
+    ours, theirs = gradient(loss, x, labels), gradient(rival, x, labels)
+    assert (ours - theirs).norm() <= 1e-6 * theirs.norm() + 1e-9
+
+
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "MultiSimilarityLoss", "SupConLoss"])
+def test_memory_equals_pytorch_metric_learning(name):
+    ours = CrossBatchMemory(build_loss(name), 8, memory_size=24)
+    theirs = RIVALS.CrossBatchMemory(getattr(RIVALS, name)(), 8, memory_size=24)
+    for _ in range(5):  # the ring is full after three
+        x, labels = torch.randn(10, 8, dtype=torch.float64), torch.randint(4, (10,))
+        assert relative_error(gradient(ours, x, labels), gradient(theirs, x, labels)) < 1e-6
+    x, labels = torch.randn(10, 8, dtype=torch.float64), torch.randint(4, (10,))
+    again = CrossBatchMemory(build_loss(name), 8, memory_size=24)
+    again.load_state_dict(ours.state_dict())
+    assert relative_error(gradient(again, x, labels), gradient(ours, x, labels)) < 1e-6
+    assert dissect(ours, x, labels).reconstruction_error < 1e-10
+
+
+def code_lines(kind):
+    "The lines of a class without blanks, comments and docstrings."
+    source = inspect.getsource(kind)
+    without = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    strings = sum(
+        node.end_lineno - node.lineno + 1 for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str))
+    return len(without) - strings
+
+
+def test_a_loss_is_a_dozen_lines():
+    lines = {name: code_lines(kind) for name, kind in CATALOGUE.items() if name != "GradientSurgery"}
+    assert len(lines) >= 28
+    assert median(lines.values()) <= 12, sorted(lines.items(), key=lambda one: one[1])
+
+
+def test_every_loss_has_its_page_with_all_sections():
+    folder = Path(__file__).resolve().parent.parent / "nbs" / "losses"
+    pages = {}
+    for path in folder.glob("*.ipynb"):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+        for kind in (kind for family in FAMILIES.values() for kind in family):
+            if f"class {kind.__name__}(" in text:
+                pages[kind.__name__] = text
+    assert set(pages) == set(CATALOGUE) - {"GradientSurgery"}
+    for name, text in pages.items():
+        for section in ("# ", "## What it wants", "## Its gradient", "## The code", "## Proof", "## Picture", "## What to notice"):
+            assert f"\n{section}" in "\n" + text, (name, section)
+        assert "gradient_error" in text and "autograd" in text and "show_" in text, name
 
 
 @pytest.mark.gpu
 def test_every_loss_on_a_gpu():
-    x, labels = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 7
-    for loss in LOSSES:
-        assert relative_error(gradient(loss, x.cuda(), labels).cpu(), gradient(loss, x, labels)) < 1e-10, loss
+    x, labels = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 6
+    for chosen in ALL:
+        loss = built(chosen, 8)
+        there = copy.deepcopy(loss).cuda()
+        assert relative_error(gradient(there, x.cuda(), labels).cpu(), gradient(loss, x, labels)) < 1e-10, chosen
 
 
 def test_a_gradient_scaler_saves_small_gradients():

@@ -53,6 +53,6 @@ def test_requirements_hold_no_tools(wheel: zipfile.ZipFile) -> None:
     metadata = Parser().parsestr(wheel.read(name).decode())
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch>") for line in required)
-    tools = ("nbdev", "papermill", "jupyter", "ipykernel", "pytest", "smalldocs", "sympy", "pandas", "hypothesis", "pytorch-metric")
+    tools = ("nbdev", "papermill", "jupyter", "ipykernel", "pytest", "smalldocs", "sympy", "hypothesis", "pytorch-metric")
     assert [line for line in required if line.startswith(tools)] == []
     assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "pretrained", "data", "all"}

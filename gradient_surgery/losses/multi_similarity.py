@@ -11,11 +11,10 @@ import torch
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/multi_similarity.ipynb #e2d2b02e
+# %% ../../nbs/losses/multi_similarity.ipynb #9407d116
 class MultiSimilarityLoss(PairLoss):
     "Multi-similarity loss, averaged over anchors. Wang et al. 2019, eq. 15."
-    components = Components(
-        "cosine", "sigmoid, shared out over the list", "none", "all pairs, or those that overlap")
+    components = Components("cosine", "sigmoid, shared by the list", "none", "all, or overlapping")
     alpha: float = 2.0 # steepness for positives
     beta: float = 50.0 # steepness for negatives
     base: float = 0.5 # λ: positives should be above this similarity, negatives below
