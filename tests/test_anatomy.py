@@ -75,7 +75,7 @@ def test_what_pairs_cannot_say_stays_outside():
 def test_surgery_is_read_back():
     for direction in ("euclidean", "geodesic"):
         found = dissect(GradientSurgery(direction, "constant", "hinge", "all"), X, LABELS)
-        assert found.direction == direction and shape(found.triplet_weight) == "step"
+        assert found.direction == direction and shape(found.triplet_weight) == "step, 0 to 1"
         assert [shape(weight) for weight in found.pair_weight] == ["constant", "constant"]
         assert found.factorisation_error < 1e-10
     found = dissect(GradientSurgery("cosine", "linear", "sigmoid", "all"), X, LABELS)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from gradient_surgery.data.folder import FolderOfClasses, folder_splits
 from gradient_surgery.data.sampling import BalancedSampler
-from gradient_surgery.losses import build_loss
+from gradient_surgery.losses import CrossBatchMemory, build_loss, find_loss
 from gradient_surgery.models import build_model, load_weights
 from gradient_surgery.surgery import GradientSurgery
 from gradient_surgery.training import load_run, read_config, train
@@ -73,6 +73,16 @@ MISTAKES = {
     "an unknown miner": (lambda tmp_path: GradientSurgery(mining="gold"), ValueError, "mining is 'gold'; expected one of all"),
     "an unknown loss": (lambda tmp_path: build_loss("Loss"), ValueError, "loss is 'Loss'; expected one of ContrastiveLoss"),
     "an unknown option of a loss": (lambda tmp_path: build_loss("ContrastiveLoss", m=1), ValueError, "options of ContrastiveLoss are m: "),
+    "no tensor for a memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4)(X.tolist(), Y), TypeError, "embeddings is a list"),
+    "a memory of a proxy loss": (lambda tmp_path: CrossBatchMemory(build_loss("ProxyNCALoss", (3, 4)), 4), TypeError, "loss is a ProxyNCALoss"),
+    "a batch larger than the memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4, memory_size=5)(X, Y), ValueError, "memory_size=5"),
+    "a label without a proxy": (lambda tmp_path: build_loss("ArcFaceLoss", (2, 4))(X, Y), ValueError, "labels contain 2; expected 0 to 1"),
+    "embeddings of another size than the proxies": (lambda tmp_path: build_loss("ArcFaceLoss", (3, 5))(X, Y), ValueError, "embeddings have 4 dimensions"),
+    "a proxy loss without sizes": (lambda tmp_path: build_loss("ArcFaceLoss"), ValueError, "num_classes"),
+    "a label without a boundary": (lambda tmp_path: build_loss("MarginLoss", num_classes=2)(X, Y), ValueError, "labels contain 2; expected 0 to 1"),
+    "embeddings without a signal": (lambda tmp_path: build_loss("SignalToNoiseRatioContrastiveLoss")(with_row(1.0), Y), ValueError, "variance"),
+    "bins that disagree": (lambda tmp_path: build_loss("HistogramLoss", n_bins=10, delta=0.1), ValueError, "delta"),
+    "a loss from nowhere": (lambda tmp_path: find_loss("no.such.Loss", (2, 4)), ValueError, "no.such.Loss.*can't be imported"),
     "an unknown key": (lambda tmp_path: read_config(lr=1), ValueError, "unknown key lr; expected some of"),
     "too few classes": (lambda tmp_path: BalancedSampler(Y, num_classes=8), ValueError, "num_classes"),
     "an unreadable image": (truncated_image, Exception, r"dogs.broken\.png"),

@@ -45,14 +45,36 @@ def test_losses_lists_the_catalogue(tmp_path):
     assert all(name[:8] in listed for name in CATALOGUE) and "mining" in listed
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["losses"]], ids=str)
+def test_dissect_takes_anything(photos, tmp_path):
+    (tmp_path / "mine.py").write_text("def soft(similarity, labels, scale=1.0):\n    return (scale * similarity).exp().mean()\n")
+    for words in (
+        ["NTXentLoss", "--set", "temperature=0.1"], ["ProxyAnchorLoss"], ["RankedListLoss"],
+        ["pytorch_metric_learning.losses.ArcFaceLoss"], ["mine.soft"], ["mine.py:soft", "--set", "scale=2"],
+    ):
+        found = run("dissect", *words, "--num-classes", 4, "--output", "pairs.csv", "--plot", "it.png", folder=tmp_path)
+        assert found.returncode == 0, found.stderr
+        assert "factorisation error" in found.stdout
+        error = float(found.stdout.split("reconstruction error")[1].split()[0])
+        assert error < 1e-8
+        assert (tmp_path / "it.png").stat().st_size > 1000
+        header, *pairs = (tmp_path / "pairs.csv").read_text().splitlines()
+        assert header == "anchor,reference,positive,similarity,coefficient" and len(pairs) >= 16
+    trained = run("train", "--dataset", photos, *SMALL, "--name", "mine", "--quiet", folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    words = ["CircleLoss", "--run", "runs/mine", "--num-classes", 3, "--per-class", 3]
+    found = run("dissect", *words, folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "9 × 9" in found.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["losses"], ["dissect"]], ids=str)
 def test_help(words, tmp_path):
     result = run(*words, "--help", folder=tmp_path)
     assert result.returncode == 0 and "Usage: gradient_surgery" in result.stdout
     assert not words or words == ["losses"] or "Example" in result.stdout
 
 
-@pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere"])
+@pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere", "dissect nothing.Loss", "dissect CircleLoss --run nowhere", "dissect CircleLoss --set radius=1"])
 def test_mistakes_are_sentences(words, tmp_path):
     result = run(*words.split(), folder=tmp_path)
     assert result.returncode == 1 and result.stderr.startswith("Error: ") and "Traceback" not in result.stderr

@@ -22,7 +22,7 @@ def config_for(photos: Path, **changes):
     return read_config(dataset=str(photos), **(small | changes))
 
 
-@pytest.mark.parametrize("loss", ["GradientSurgery", "ContrastiveLoss", "TripletMarginLoss", "MultiSimilarityLoss"])
+@pytest.mark.parametrize("loss", ["GradientSurgery", "TripletMarginLoss", "SmoothAPLoss", "ProxyAnchorLoss", "SoftTripleLoss"])
 def test_a_run_teaches_and_writes_what_it_says(photos, tmp_path, loss):
     metrics = train(config_for(photos, loss=loss), tmp_path / "run", quiet=True)
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
