@@ -501,7 +501,7 @@ def shape(
     kind = "step" if len(levels) <= 3 else "smooth"
     return "constant" if len(levels) == 1 else f"{kind}, {weight.min():.2g} to {weight.max():.2g}"
 
-# %% ../nbs/anatomy.ipynb #fc69fb88
+# %% ../nbs/anatomy.ipynb #6a3f9ea3
 def dissect(
     loss: PairLoss | nn.Module | Callable[[Tensor, Tensor], Tensor],
     embeddings: Float[Tensor, "n d"], # raw
@@ -527,19 +527,20 @@ def dissect(
         of_embeddings = loss
         if read is _read_similarity:
             of_embeddings = lambda x, labels: loss(_cosines(x), labels)
-        (gradient,) = torch.autograd.grad(of_embeddings(x, labels), x)
+        value = of_embeddings(x, labels)
+        (gradient,) = torch.autograd.grad(value, x)
         try:
             reading = read(twin, x, labels)
         except LookupError: # a rival that computes its similarities without its distance
             read = _read_embeddings
             reading = read(twin, x, labels)
-    *parts, mutual, on_sphere = reading
+    parts = reading[1:-2]
     ask = None if read is _read_embeddings else partial(
         triplet_coefficients, asked, size=embeddings.shape[1])
     length = x.detach().norm(dim=1)
     steps = gradient.norm(dim=1) * length
     return Dissection(
-        _name(loss), *parts, gradient, steps, _radial_share(reading, length), labels, ask)
+        _name(loss), value.detach(), *parts, gradient, steps, _radial_share(reading, length), labels, ask)
 
 
 def _reader(loss, sees):

@@ -6,9 +6,10 @@
 __all__ = ['Array', 'recall_at', 'r_precision', 'average_precision_at_r', 'normalised_mutual_information', 'nearest',
            'count_relevant', 'evaluate']
 
-# %% ../nbs/evaluation.ipynb #f86da2f0
+# %% ../nbs/evaluation.ipynb #22d2a030
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import faiss
 import numpy as np
@@ -74,42 +75,68 @@ def normalised_mutual_information(
         (2 * (total - _entropy(joint_sizes)) / total).clamp(0, 1) if total > 0 else total + 1
     ).item()
 
-# %% ../nbs/evaluation.ipynb #577da79a
+# %% ../nbs/evaluation.ipynb #1d9deedd
 def _clusters(unit: Float[Tensor, "n d"], num_clusters: int, *, seed: int) -> Int[Tensor, "n"]:
     "The k-means cluster of each unit embedding."
     # the least size only silences a warning: classes of fewer than 39 images are the rule here
     kmeans = faiss.Kmeans(
-        unit.shape[1], num_clusters, niter=20, seed=seed, min_points_per_centroid=1)
-    kmeans.train(unit.numpy())
-    return torch.from_numpy(kmeans.index.search(unit.numpy(), 1)[1][:, 0])
+        unit.shape[1], num_clusters, niter=20, seed=seed, min_points_per_centroid=1,
+        gpu=faiss.get_num_gpus()) # 0 with the pip package
+    unit = unit.cpu().numpy()
+    kmeans.train(unit)
+    return torch.from_numpy(kmeans.index.search(unit, 1)[1][:, 0])
 
-# %% ../nbs/evaluation.ipynb #f23ada1e
+# %% ../nbs/evaluation.ipynb #fca29b05
+def _device(embeddings: Array) -> torch.device:
+    "The GPU that holds the embeddings; else a GPU if there is one; else the CPU."
+    if isinstance(embeddings, Tensor) and embeddings.is_cuda:
+        return embeddings.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% ../nbs/evaluation.ipynb #f266deab
+_ROWS_AT_ONCE = 4096
+
 def _unit(
-    embeddings: Float[Array, "n d"], name: str, dimensions: int | None = None
+    embeddings: Float[Array, "n d"], name: str,
+    like: Float[Tensor, "m d"] | None = None, # whose dimensions and device it has to have
 ) -> Float[Tensor, "n d"]:
-    "The embeddings as unit rows, float32, on the CPU."
-    if isinstance(embeddings, Tensor):
-        x = embeddings.detach().cpu().double()
-    else:
-        x = torch.from_numpy(np.array(embeddings, dtype=np.float64))
+    "The embeddings as unit rows, float32, where they will be searched."
+    x = embeddings.detach() if isinstance(embeddings, Tensor) else np.asarray(embeddings)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(
             f"{name}: expected a matrix [n, d] with one embedding in each row, "
             f"got shape {tuple(x.shape)}")
-    if dimensions not in (None, x.shape[1]):
+    if like is not None and x.shape[1] != like.shape[1]:
         raise ValueError(
-            f"{name}: expected {dimensions} dimensions as in embeddings, got {x.shape[1]}; "
+            f"{name}: expected {like.shape[1]} dimensions as in embeddings, got {x.shape[1]}; "
             "embed both with one model")
-    length = x.norm(dim=1, keepdim=True)
+    device = _device(x) if like is None else like.device
+    unit = torch.empty(x.shape, dtype=torch.float32, device=device)
+    length = torch.empty(len(x), 1, dtype=torch.float64, device=device)
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        doubled = _doubled(x[rows], device)
+        length[rows] = doubled.norm(dim=1, keepdim=True)
+        unit[rows] = doubled / length[rows]
+    _check_lengths(length, name)
+    return unit
+
+
+def _doubled(rows: Float[Array, "c d"], device: torch.device) -> Float[Tensor, "c d"]:
+    if isinstance(rows, np.ndarray):
+        rows = torch.from_numpy(np.array(rows, dtype=np.float64))
+    return rows.to(device).double()
+
+
+def _check_lengths(length: Float[Tensor, "n 1"], name: str) -> None:
     for bad, what in (
         (~length.isfinite(), "NaN or infinite values"),
         (length == 0, "only zeros, so no direction"),
     ):
         if bad.any():
             raise ValueError(
-                f"{name}: row {bad.flatten().nonzero()[0].item()} of {len(x)} has {what} "
+                f"{name}: row {bad.flatten().nonzero()[0].item()} of {len(length)} has {what} "
                 f"({bad.sum().item()} such rows); look at the model that made it")
-    return (x / length).float()
 
 # %% ../nbs/evaluation.ipynb #48043371
 def _integers(labels: Int[Array, "n"], name: str, count: int | None = None) -> Int[Tensor, "n"]:
@@ -138,37 +165,70 @@ def _reachable(k: int, name: str, available: int) -> int:
             "to choose from; ask for fewer")
     return int(k)
 
-# %% ../nbs/evaluation.ipynb #d5583b01
-_NEIGHBOURS_AT_ONCE = 2**20
+# %% ../nbs/evaluation.ipynb #0a6247a8
+def _search(
+    queries: Float[Tensor, "c d"], gallery: Float[Tensor, "m d"], k: int
+) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]: # on the CPU
+    "The similarities and indices of the k nearest to each query, best first; exact."
+    if gallery.is_cuda:
+        return _search_with_torch(queries, gallery, k)
+    return tuple(map(torch.from_numpy, faiss.knn(
+        queries.numpy(), gallery.numpy(), k, faiss.METRIC_INNER_PRODUCT)))
+
+# %% ../nbs/evaluation.ipynb #0ae5e7a4
+_SIMILARITIES_AT_ONCE = 2**26 # 256 MB
+
+def _search_with_torch(
+    queries: Float[Tensor, "c d"], gallery: Float[Tensor, "m d"], k: int
+) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]: # on the CPU
+    "The same, for a GPU; and of equally similar ones perhaps another."
+    with _whole_precision(gallery.device.type):
+        chunks = queries.split(max(1, _SIMILARITIES_AT_ONCE // len(gallery)))
+        best = [(chunk @ gallery.T).topk(k) for chunk in chunks]
+    similarity, index = zip(*best)
+    return torch.cat(similarity).cpu(), torch.cat(index).cpu()
+
+
+@contextmanager
+def _whole_precision(device: str):
+    "No autocast and no TF32, whatever is set outside."
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        matmul.fp32_precision = before
+
+# %% ../nbs/evaluation.ipynb #7fd426e3
+_NEIGHBOURS_AT_ONCE = 2**18
 
 def _neighbours(
     queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"], k: int,
-    own: Int[Tensor, "n"] | None, # where each query itself lies in the gallery; None if it does not
+    rows: Int[Tensor, "r"], # which of the queries
+    leave_one_out: bool, # is the gallery the queries, so that each would find itself?
 ) -> Iterator[tuple[Int[Tensor, "c"], Float[Tensor, "c k"], Int[Tensor, "c k"]]]:
-    """For each chunk of queries: their numbers, and the similarities and indices of their
+    """For each chunk of these queries: their numbers, and the similarities and indices of their
     k nearest, best first."""
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery.numpy())
-    for rows in torch.arange(len(queries)).split(max(1, _NEIGHBOURS_AT_ONCE // k)):
-        similarity, found = map(
-            torch.from_numpy, index.search(queries[rows].numpy(), k + (own is not None)))
-        if own is not None:
-            keep = found != own[rows, None]
+    for chunk in rows.split(max(1, _NEIGHBOURS_AT_ONCE // k)):
+        similarity, found = _search(queries[chunk], gallery, k + leave_one_out)
+        if leave_one_out:
+            keep = found != chunk[:, None]
             keep[keep.all(dim=1), -1] = False
             similarity, found = similarity[keep].view(-1, k), found[keep].view(-1, k)
-        yield rows, similarity, found
+        yield chunk, similarity, found
 
-# %% ../nbs/evaluation.ipynb #0f2e1f4c
+# %% ../nbs/evaluation.ipynb #de460de7
 def _sets(
     embeddings: Float[Array, "n d"], gallery: Float[Array, "m d"] | None,
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"], Int[Tensor, "n"] | None]:
-    "The queries, where they search, and where each of them lies there: None outside leave-one-out."
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"], bool]:
+    "The queries, where they search, and whether that is among themselves: leave-one-out."
     queries = _unit(embeddings, "embeddings")
     if gallery is None:
-        return queries, queries, torch.arange(len(queries))
-    return queries, _unit(gallery, "gallery", queries.shape[1]), None
+        return queries, queries, True
+    return queries, _unit(gallery, "gallery", queries), False
 
-# %% ../nbs/evaluation.ipynb #9239e764
+# %% ../nbs/evaluation.ipynb #ad420fcf
 def nearest(
     embeddings: Float[Array, "n d"], # the queries; they need not be normalised
     k: int, # how many neighbours
@@ -176,9 +236,10 @@ def nearest(
     gallery: Float[Array, "m d"] | None = None, # where to search; None: among the other embeddings
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]: # cosine similarity and index, best first
     "The k nearest neighbours of each query, never the query itself."
-    queries, gallery, own = _sets(embeddings, gallery)
-    k = _reachable(k, "k", len(gallery) - (own is not None))
-    _, similarity, index = zip(*_neighbours(queries, gallery, k, own))
+    queries, gallery, leave_one_out = _sets(embeddings, gallery)
+    k = _reachable(k, "k", len(gallery) - leave_one_out)
+    _, similarity, index = zip(
+        *_neighbours(queries, gallery, k, torch.arange(len(queries)), leave_one_out))
     return torch.cat(similarity), torch.cat(index)
 
 # %% ../nbs/evaluation.ipynb #f8536f4a
@@ -194,34 +255,31 @@ def count_relevant(
     return torch.where(classes[place] == labels, sizes[place], 0) - (
         1 if gallery_labels is None else 0)
 
-# %% ../nbs/evaluation.ipynb #f98844cb
+# %% ../nbs/evaluation.ipynb #5cfdf82a
 def _ranking_scores(
     queries: Float[Tensor, "n d"], labels: Int[Tensor, "n"],
     gallery: Float[Tensor, "m d"], gallery_labels: Int[Tensor, "m"],
-    own: Int[Tensor, "n"] | None, ks: Sequence[int],
+    leave_one_out: bool, ks: Sequence[int],
 ) -> dict[str, float]:
     "The mean of every ranking score over the queries that have something to find."
-    num_relevant = count_relevant(labels, gallery_labels if own is None else None)
-    scored = num_relevant > 0
-    if not scored.any():
+    num_relevant = count_relevant(labels, None if leave_one_out else gallery_labels)
+    scored = num_relevant.nonzero().flatten()
+    if len(scored) == 0:
         raise ValueError(
             f"labels: none of the {len(labels)} queries has an image of its class to find; "
             "check that labels repeat")
-    ks = list(dict.fromkeys(_reachable(k, "ks", len(gallery) - (own is not None)) for k in ks))
+    ks = list(dict.fromkeys(_reachable(k, "ks", len(gallery) - leave_one_out) for k in ks))
     depth = max(ks + [num_relevant.max().item()])
-    queries, labels, num_relevant = queries[scored], labels[scored], num_relevant[scored]
     total = defaultdict(float)
-    for rows, _, index in _neighbours(
-        queries, gallery, depth, None if own is None else own[scored]
-    ):
+    for rows, _, index in _neighbours(queries, gallery, depth, scored, leave_one_out):
         hits = gallery_labels[index] == labels[rows, None]
         for k in ks:
             total[f"recall@{k}"] += recall_at(hits, k).sum().item()
         total["r_precision"] += r_precision(hits, num_relevant[rows]).sum().item()
         total["map@r"] += average_precision_at_r(hits, num_relevant[rows]).sum().item()
-    return {name: value / len(queries) for name, value in total.items()}
+    return {name: value / len(scored) for name, value in total.items()}
 
-# %% ../nbs/evaluation.ipynb #bd22d8b6
+# %% ../nbs/evaluation.ipynb #2327ec4b
 def evaluate(
     embeddings: Float[Array, "n d"], # the queries; they need not be normalised
     labels: Int[Array, "n"], # the class of each query
@@ -247,12 +305,12 @@ def evaluate(
             else ("gallery_labels", "gallery"))
         raise ValueError(
             f"{missing}: expected together with {given}, got None; give both or neither")
-    queries, gallery, own = _sets(embeddings, gallery)
+    queries, gallery, leave_one_out = _sets(embeddings, gallery)
     labels = _integers(labels, "labels", len(queries))
     searched = (
-        labels if own is not None
+        labels if leave_one_out
         else _integers(gallery_labels, "gallery_labels", len(gallery)))
-    result = _ranking_scores(queries, labels, gallery, searched, own, ks)
+    result = _ranking_scores(queries, labels, gallery, searched, leave_one_out, ks)
     if nmi:
         result["nmi"] = normalised_mutual_information(
             labels, _clusters(queries, len(labels.unique()), seed=seed))

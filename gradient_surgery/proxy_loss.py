@@ -52,13 +52,13 @@ class ProxyLoss(PairLoss):
         "The loss of a batch; `backward()` reaches the embeddings and the proxies."
         return super().forward(*self.operands(embeddings, labels))
 
-# %% ../nbs/proxy_loss.ipynb #39e0f85b
+# %% ../nbs/proxy_loss.ipynb #06b8b59f
 def check_size(
     embeddings: Float[Tensor, "n d"],
     labels: Int[Tensor, "n"],
     embedding_size: int,
 ) -> None:
-    "Raise `ValueError` or `TypeError` for a batch of the wrong shape, or of another size."
+    "Raise `ValueError` or `TypeError` for a batch of a wrong type or shape, or of another size."
     check_side("embeddings", embeddings, "labels", labels)
     if embeddings.shape[1] != embedding_size:
         raise ValueError(

@@ -137,6 +137,8 @@ def test_chunks_references_and_dissection_agree(chosen):
     in_chunks = copy.deepcopy(loss)
     in_chunks.entries = 3 * len(x)
     assert relative_error(gradient(in_chunks, x, labels), whole) < 1e-10
+    in_chunks.kept = 0  # as if the batch were too large for its coefficients to be held
+    assert relative_error(gradient(in_chunks, x, labels), whole) < 1e-10
     assert dissect(loss, x, labels).reconstruction_error < 1e-10
     if isinstance(loss, ProxyLoss):  # it has references of its own
         return

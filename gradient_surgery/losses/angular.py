@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['AngularLoss', 'over_pairs']
 
-# %% ../../nbs/losses/angular.ipynb #47a13efc
+# %% ../../nbs/losses/angular.ipynb #301a8a30
 import math
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ..lists import soft_maximum
 from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/angular.ipynb #3637e66a
+# %% ../../nbs/losses/angular.ipynb #9b910081
 class AngularLoss(PairLoss):
     "Angular loss, averaged over positive pairs. Wang et al. 2017."
     components = Components("cosine", "constant", "softmax over the list", "all triplets")
@@ -26,11 +29,15 @@ class AngularLoss(PairLoss):
         v = 4 * t * (similarity[:, None] + s_pn) - 2 * (1 + t) * similarity.gather(1, p)[:, :, None]
         triplets = (real[:, :, None] & negatives[:, None]).flatten(0, 1)
         value, T = soft_maximum(v.flatten(0, 1), triplets, zero=True)
-        return Terms(value.view_as(v[:, :, 0]).sum(1), over_pairs(T.view_as(v), p, t), real.sum(1))
+        return Terms(value.view_as(p).sum(1), over_pairs(T.view_as(v), p, t), real.sum(1).to(v))
 
 
-def over_pairs(T, p, t):
-    "The coefficient of each pair, from the shares [a, p, n] of the triplets that it is in."
+def over_pairs(
+    T: Float[Tensor, "a p n"], # the share of each triplet
+    p: Int[Tensor, "a p"], # the column of each positive
+    t: float, # tan²α
+) -> Float[Tensor, "a n"]:
+    "The coefficient of each pair, from the shares of the triplets that it is in."
     c = 4 * t * T.sum(1) # of a and n
     c.scatter_add_(1, p, -2 * (1 + t) * T.sum(2)) # of a and p
     c[-c.shape[1] :].index_add_(0, p.flatten(), 4 * t * T.flatten(0, 1)) # of p and n

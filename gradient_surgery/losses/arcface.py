@@ -29,12 +29,13 @@ def widened(
         torch.where(falls, (theta + m).sin() * geodesic.slope(s), 1),
     )
 
-# %% ../../nbs/losses/arcface.ipynb #ee40dc74
+# %% ../../nbs/losses/arcface.ipynb #07d127c0
 class ArcFaceLoss(SoftmaxOverProxies):
-    "Cross-entropy over proxies with a margin of angle. Deng et al. 2019, eq. 3."
+    """Cross-entropy over proxies with a margin of angle, averaged over embeddings.
+    Deng et al. 2019, eq. 3."""
     components = Components(
-        "geodesic for the own proxy, else cosine", "sine for the own proxy, else constant",
-        "softmax over the proxies, with a margin", "all proxies")
+        "geodesic for positives", "sine for positives", "softmax over the proxies, with a margin",
+        "all proxies")
     margin: float = 28.6 # m in degrees: by how much the angle to the own proxy is widened
     scale: float = 64.0 # γ: the higher, the more the nearest proxies alone count
 

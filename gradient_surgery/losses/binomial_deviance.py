@@ -5,24 +5,27 @@
 # %% auto #0
 __all__ = ['BinomialDevianceLoss']
 
-# %% ../../nbs/losses/binomial_deviance.ipynb #23fcd35f
-from torch.nn.functional import logsigmoid
+# %% ../../nbs/losses/binomial_deviance.ipynb #a650bcf8
+import torch
 
+from ..lists import soft_hinge
 from .contrastive import MeanOverPairs, Pairs
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/binomial_deviance.ipynb #f4a84b81
+# %% ../../nbs/losses/binomial_deviance.ipynb #a4736833
 class BinomialDevianceLoss(MeanOverPairs):
     """Binomial deviance, averaged over positive pairs and over negative pairs.
-    Yi, Lei, Li 2014; Ustinova, Lempitsky 2016."""
+    Yi et al. 2014; Ustinova and Lempitsky 2016."""
     components = Components("cosine", "sigmoid", "none", "all pairs")
     alpha: float = 2.0 # steepness for positives
     base: float = 0.5 # λ: positives should be above this similarity, negatives below
     cost: float = 25.0 # C: by how much the steepness for negatives is greater
 
-    def pairs(self, similarity, positives, negatives):
-        alpha, beta = self.alpha, self.alpha * self.cost
-        pull, push = alpha * (self.base - similarity), beta * (similarity - self.base)
-        return (
-            Pairs(positives, -logsigmoid(-pull), -alpha * pull.sigmoid()),
-            Pairs(negatives, -logsigmoid(-push), beta * push.sigmoid()))
+    def pull(self, s):
+        value, slope = soft_hinge(self.alpha * (self.base - s))
+        return Pairs(torch.ones_like(s, dtype=torch.bool), value, -self.alpha * slope)
+
+    def push(self, s):
+        beta = self.alpha * self.cost
+        value, slope = soft_hinge(beta * (s - self.base))
+        return Pairs(torch.ones_like(s, dtype=torch.bool), value, beta * slope)

@@ -11,10 +11,11 @@ import torch
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/circle.ipynb #cd45d6d9
+# %% ../../nbs/losses/circle.ipynb #f2386cde
 class CircleLoss(PairLoss):
-    "Circle loss, averaged over the anchors whose value is not zero. Sun et al. 2020, eq. 6."
-    components = Components("cosine", "linear", "circle, shared out over the lists", "all pairs")
+    """Circle loss, averaged over the anchors whose value is not zero. Sun et al. 2020, eq. 6.
+    By default the coefficients are not the derivative of the value: see `detached`."""
+    components = Components("cosine", "linear, shared by the list", "circle", "all pairs")
     m: float = 0.4 # relaxation: the circle's radius is √2 times this
     gamma: float = 80 # scale
     detached: bool = True # weights α are constants, as in the paper; False: the derivative

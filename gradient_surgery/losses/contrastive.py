@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weight_of_one', 'Pairs', 'MeanOverPairs', 'ContrastiveLoss']
 
-# %% ../../nbs/losses/contrastive.ipynb #9ddf5c58
+# %% ../../nbs/losses/contrastive.ipynb #c8750427
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..geometry import Direction
+from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
 # %% ../../nbs/losses/contrastive.ipynb #af33f4b4
@@ -23,45 +24,50 @@ def weight_of_one(
     average = counts.mean(0)
     return torch.where(average > 0, 1 / average, 0)
 
-# %% ../../nbs/losses/contrastive.ipynb #24fdfc27
+# %% ../../nbs/losses/contrastive.ipynb #48f229c6
 class Pairs(NamedTuple):
-    "What a loss says about the positive pairs, or about the negative ones."
+    "What a loss says about pairs of given similarities."
     counted: Bool[Tensor, "a n"] # which of them the mean is taken over
     value: Float[Tensor, "a n"] # what each pays
     derivative: Float[Tensor, "a n"] # of the value by the similarity
 
 
 class MeanOverPairs(PairLoss):
-    "A mean over positive pairs plus a mean over negative pairs. Subclasses define `pairs`."
+    """A mean over positive pairs plus a mean over negative pairs.
+    Subclasses define `pull` and `push`, what they say about a positive and about a negative."""
     passes = 1
 
-    def pairs(self, similarity, positives, negatives) -> tuple[Pairs, Pairs]:
-        "What is said about the positives, and about the negatives."
-        raise NotImplementedError(
-            f"{type(self).__name__} does not define pairs(similarity, positives, negatives)")
+    def kinds(self, similarity, positives, negatives):
+        "Columns, which of the pairs count, values and derivatives: of positives, of negatives."
+        p, real = all_columns(positives)
+        pull, push = self.pull(similarity.gather(1, p)), self.push(similarity)
+        return p, (pull.counted & real, *pull[1:]), (push.counted & negatives, *push[1:])
 
     def summarise(self, similarity, positives, negatives, batch):
-        kinds = self.pairs(similarity, positives, negatives)
-        return torch.stack([pairs.counted.sum(1) for pairs in kinds], dim=1).to(similarity)
+        _, *kinds = self.kinds(similarity, positives, negatives)
+        return torch.stack([counted.sum(1) for counted, *_ in kinds], dim=1).to(similarity)
 
     def rows(self, similarity, positives, negatives, batch):
-        ones = weight_of_one(batch.summary)
-        kinds = [*zip(ones, self.pairs(similarity, positives, negatives))]
-        value = sum(one * (pairs.counted * pairs.value).sum(1) for one, pairs in kinds)
-        return Terms(value, sum(one * pairs.counted * pairs.derivative for one, pairs in kinds))
+        p, *kinds = self.kinds(similarity, positives, negatives)
+        pulls, pushes = (
+            one * counted for one, (counted, *_) in zip(weight_of_one(batch.summary), kinds))
+        (_, pull, by_pull), (_, push, by_push) = kinds
+        c = (pushes * by_push).scatter_add_(1, p, pulls * by_pull)
+        return Terms((pulls * pull).sum(1) + (pushes * push).sum(1), c)
 
-# %% ../../nbs/losses/contrastive.ipynb #157e7332
+# %% ../../nbs/losses/contrastive.ipynb #d1a5b469
 class ContrastiveLoss(MeanOverPairs):
-    """Contrastive loss, averaged over active pairs.
-    Hadsell, Chopra, LeCun 2006, eq. 4, with unsquared distances."""
+    """Contrastive loss, averaged over the active positive pairs and over the active negative pairs.
+    Hadsell et al. 2006, eq. 4, without its squares."""
     components = Components("any, Euclidean by default", "step at a margin", "none", "all pairs")
     pos_margin: float = 0.0 # positives nearer than this are left alone
     neg_margin: float = 1.0 # negatives farther than this are left alone
     direction: str | Direction = "euclidean" # the distance of both margins
 
-    def pairs(self, similarity, positives, negatives):
-        D, w = self.direction.distance(similarity), self.direction.slope(similarity)
-        too_far, too_near = D - self.pos_margin, self.neg_margin - D
-        return (
-            Pairs(positives & (too_far > 0), too_far, -w),
-            Pairs(negatives & (too_near > 0), too_near, w))
+    def pull(self, s):
+        too_far = self.direction.distance(s) - self.pos_margin
+        return Pairs(too_far > 0, too_far, -self.direction.slope(s))
+
+    def push(self, s):
+        too_near = self.neg_margin - self.direction.distance(s)
+        return Pairs(too_near > 0, too_near, self.direction.slope(s))

@@ -9,9 +9,10 @@ __all__ = ['CosFaceLoss']
 from .normalized_softmax import SoftmaxOverProxies
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/cosface.ipynb #c985170b
+# %% ../../nbs/losses/cosface.ipynb #1e86e125
 class CosFaceLoss(SoftmaxOverProxies):
-    "Cross-entropy over proxies with a margin of similarity. Wang et al. 2018."
+    """Cross-entropy over proxies with a margin of similarity, averaged over embeddings.
+    Wang et al. 2018."""
     components = Components(
         "cosine", "constant", "softmax over the proxies, with a margin", "all proxies")
     margin: float = 0.35 # m: by how much the own proxy has to be more similar

@@ -14,11 +14,12 @@ from ..geometry import Direction
 from .histogram import between_nodes, soft_histogram
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/fast_ap.ipynb #aff92846
+# %% ../../nbs/losses/fast_ap.ipynb #bbdc6280
 class FastAPLoss(PairLoss):
     "1 minus FastAP, averaged over the anchors that have a positive. Cakir et al. 2019."
-    components = Components("any, squared by default", "constant", "two histograms", "all pairs")
-    num_bins: int = 10
+    components = Components(
+        "any, squared by default", "constant", "the anchor's histograms", "all pairs")
+    num_bins: int = 10 # R: into how many bins the distances are sorted
     direction: str | Direction = "squared" # the distance that is sorted into bins
 
     def rows(self, similarity, positives, negatives, batch):

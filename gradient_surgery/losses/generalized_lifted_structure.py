@@ -10,9 +10,9 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/generalized_lifted_structure.ipynb #fe832163
+# %% ../../nbs/losses/generalized_lifted_structure.ipynb #87b959f5
 class GeneralizedLiftedStructureLoss(PairLoss):
-    "Generalized lifted structure loss, averaged over anchors. Hermans et al. 2017."
+    "Generalised lifted structure loss, averaged over anchors. Hermans et al. 2017."
     components = Components("any, Euclidean by default", "share of the list", "hinge", "all pairs")
     neg_margin: float = 1.0 # by how much negatives should be farther than positives
     pos_margin: float = 0.0 # how far apart a positive pair may be

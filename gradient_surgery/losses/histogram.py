@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['between_nodes', 'soft_histogram', 'HistogramLoss', 'beside_a_positive', 'number_of_bins']
 
-# %% ../../nbs/losses/histogram.ipynb #61390a88
+# %% ../../nbs/losses/histogram.ipynb #ffb639bd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..pair_loss import Batch, Components, PairLoss, Terms
+from ..pair_loss import Components, PairLoss, Terms
 
 # %% ../../nbs/losses/histogram.ipynb #e0de6b80
 def between_nodes(
@@ -34,44 +34,44 @@ def soft_histogram(
     h.scatter_add_(1, below, (1 - beyond) * mask)
     return h.scatter_add_(1, below + 1, beyond * mask)
 
-# %% ../../nbs/losses/histogram.ipynb #311ea1c8
+# %% ../../nbs/losses/histogram.ipynb #9c1fbfc5
 class HistogramLoss(PairLoss):
-    """Probability that a negative pair is nearer than a positive pair, over all pairs of the batch.
-    Ustinova and Lempitsky 2016."""
+    """Probability that a negative pair is nearer than a positive pair, averaged over all of both.
+    Ustinova and Lempitsky 2016. Raises `ValueError` if `n_bins` and `delta` disagree."""
     components = Components("cosine", "constant", "the other histogram", "all pairs")
-    passes = 2 # whether an anchor has a positive; then its two histograms
-    n_bins: int | None = None # None: from delta, or 100
-    delta: float | None = None # instead, the width of a bin
+    passes = 1
+    n_bins: int | None = None # R; None: from delta, or 100
+    delta: float | None = None # Δ, the width of a bin, in place of their number
 
     def __post_init__(self):
         super().__post_init__()
         self.n_bins = number_of_bins(self.n_bins, self.delta)
 
     def summarise(self, similarity, positives, negatives, batch):
-        has = positives.any(1, keepdim=True).to(similarity.dtype)
-        if batch.summary is None:
-            return has
         at = between_nodes((similarity + 1) * self.n_bins / 2, self.n_bins)
-        masks = positives, beside_a_positive(positives, negatives, batch)
-        return torch.cat([has] + [soft_histogram(*at, mask, self.n_bins) for mask in masks], dim=1)
+        masks = positives, beside_a_positive(positives, negatives, batch.reference_labels)
+        return torch.cat([soft_histogram(*at, mask, self.n_bins) for mask in masks], dim=1)
 
     def rows(self, similarity, positives, negatives, batch):
         below, beyond = between_nodes((similarity + 1) * self.n_bins / 2, self.n_bins)
-        negatives = beside_a_positive(positives, negatives, batch)
-        h = batch.summary[:, 1:].mean(0).view(2, -1) # an anchor's two histograms, on average
-        n_p, n_n = torch.where((n := h.sum(1)) > 0, n, 1)
+        negatives = beside_a_positive(positives, negatives, batch.reference_labels)
+        h = batch.summary.mean(0).view(2, -1) # both histograms, of a row on average
+        n = h.sum(1) # pairs of a row, on average
+        n_p, n_n = n + (n == 0) # of no pairs, the histogram is 0 and not 0/0
         p, q = h[0] / n_p, h[1] / n_n # p⁺ and p⁻
         c = negatives * p[below + 1] / n_n - positives * q[below] / n_p
         value = soft_histogram(below, beyond, negatives, self.n_bins) @ p.cumsum(0) / n_n
         return Terms(value, c * self.n_bins / 2)
 
-# %% ../../nbs/losses/histogram.ipynb #72a71ebf
+# %% ../../nbs/losses/histogram.ipynb #88ba3e16
 def beside_a_positive(
-    positives: Bool[Tensor, "a n"], negatives: Bool[Tensor, "a n"], batch: Batch
+    positives: Bool[Tensor, "a n"],
+    negatives: Bool[Tensor, "a n"],
+    reference_labels: Int[Tensor, "n"],
 ) -> Bool[Tensor, "a n"]:
-    "The negative pairs of which an end has a positive; with references, the anchor."
-    has = positives.any(1, keepdim=True)
-    return negatives & (has if batch.columns is None else has | (batch.columns[:, 0] > 0))
+    "The negative pairs of which at least one end has a positive among the columns."
+    _, group, count = reference_labels.unique(return_inverse=True, return_counts=True)
+    return negatives & (positives.any(1, keepdim=True) | (count[group] > 1))
 
 
 def number_of_bins(n_bins: int | None, delta: float | None) -> int:

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['LiftedStructureLoss', 'both_ends']
 
-# %% ../../nbs/losses/lifted_structure.ipynb #cf82b238
+# %% ../../nbs/losses/lifted_structure.ipynb #007ae9d0
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/lifted_structure.ipynb #f062366a
+# %% ../../nbs/losses/lifted_structure.ipynb #ff5933c6
 class LiftedStructureLoss(PairLoss):
     "Smooth lifted structure loss, averaged over positive pairs. Oh Song et al. 2016."
     components = Components(
-        "any, Euclidean by default", "constant; negatives share both ends' lists",
-        "squared hinge", "all pairs")
+        "any, Euclidean by default", "constant; negatives share both lists", "squared hinge",
+        "all pairs")
     passes = 1
     neg_margin: float = 1.0 # by how much negatives should be farther than the positive
     pos_margin: float = 0.0 # how far apart a positive pair may be
@@ -37,9 +39,12 @@ class LiftedStructureLoss(PairLoss):
         return Terms((T**2).sum(1) / 2, c, positives.sum(1, dtype=D.dtype))
 
 
-def both_ends(L, columns):
+def both_ends(
+    L: Float[Tensor, "a 1"], # each anchor's soft maximum
+    columns: Float[Tensor, "n 1"] | None, # each column's; None: they have none
+) -> tuple[Float[Tensor, "a n"], Float[Tensor, "a n"]]: # of both; the anchor's part, twice
     "The soft maximum over the negatives of both ends, and the anchor's part in (a, p) and (p, a)."
     if columns is None:
-        return L, torch.ones_like(L)
+        return L, torch.ones_like(L) # [a, 1]: alike for all columns
     both = torch.logaddexp(L, columns.T)
     return both, 2 * (L - both).exp()

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['MultiSimilarityLoss', 'overlapping']
 
-# %% ../../nbs/losses/multi_similarity.ipynb #7fa070e9
+# %% ../../nbs/losses/multi_similarity.ipynb #4de7ae56
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/multi_similarity.ipynb #9407d116
+# %% ../../nbs/losses/multi_similarity.ipynb #2be6b712
 class MultiSimilarityLoss(PairLoss):
     "Multi-similarity loss, averaged over anchors. Wang et al. 2019, eq. 15."
     components = Components("cosine", "sigmoid, shared by the list", "none", "all, or overlapping")
     alpha: float = 2.0 # steepness for positives
     beta: float = 50.0 # steepness for negatives
     base: float = 0.5 # λ: positives should be above this similarity, negatives below
-    epsilon: float | None = None # pairs act that overlap by more than -ε (0.1 in the paper); None: all
+    epsilon: float | None = None # only pairs act that are not in order by ε; None: all
 
     def rows(self, similarity, positives, negatives, batch):
         if self.epsilon is not None:
@@ -28,7 +30,12 @@ class MultiSimilarityLoss(PairLoss):
         return Terms(pull / self.alpha + push / self.beta, c_push - c_pull)
 
 
-def overlapping(similarity, positives, negatives, epsilon):
+def overlapping(
+    similarity: Float[Tensor, "a n"],
+    positives: Bool[Tensor, "a n"],
+    negatives: Bool[Tensor, "a n"],
+    epsilon: float, # ε: by how much the positive has to be ahead to be in order
+) -> tuple[Bool[Tensor, "a n"], Bool[Tensor, "a n"]]: # the positives and the negatives that act
     "The pairs of each anchor that are not in order by at least ε."
     farthest = similarity.masked_fill(~positives, torch.inf).amin(1, keepdim=True)
     nearest = similarity.masked_fill(~negatives, -torch.inf).amax(1, keepdim=True)

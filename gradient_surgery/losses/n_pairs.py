@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['NPairsLoss', 'partners', 'rank_in_class']
 
-# %% ../../nbs/losses/n_pairs.ipynb #92e7cb67
+# %% ../../nbs/losses/n_pairs.ipynb #f9b8fd06
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from ..geometry import plain, sphere
 from ..lists import soft_maximum
-from ..pair_loss import Components, PairLoss, Terms
+from ..pair_loss import Batch, Components, PairLoss, Terms
 
-# %% ../../nbs/losses/n_pairs.ipynb #65065a5d
+# %% ../../nbs/losses/n_pairs.ipynb #d6c9e993
 class NPairsLoss(PairLoss):
     "N-pairs loss, averaged over the classes that have a pair. Sohn 2016, eq. 6."
-    components = Components("cosine", "constant", "softmax", "one pair of each class")
+    components = Components(
+        "cosine", "constant", "softmax over the list", "one pair of each class")
     normalise: bool = True # False: dot products of the embeddings as they are, as in the paper
     geometry = property(lambda self: sphere if self.normalise else plain)
 
@@ -27,8 +30,10 @@ class NPairsLoss(PairLoss):
         return Terms(value, T - partner.to(T.dtype), acts.to(T.dtype))
 
 
-def partners(positives, batch):
-    "Which columns are partners [n], and which one is that of each anchor [a, n], if it acts."
+def partners(
+    positives: Bool[Tensor, "a n"], batch: Batch
+) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "a n"]]:
+    "Which columns are partners, and which one is that of each anchor, if it acts."
     rank = rank_in_class(batch.reference_labels)
     if batch.own is None:
         return rank == 0, positives & (rank == 0)
@@ -36,7 +41,7 @@ def partners(positives, batch):
     return rank == 1, positives & (rank == 1) & anchors[:, None]
 
 
-def rank_in_class(labels):
+def rank_in_class(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
     "How many of the same class come before each."
     ordered, order = labels.sort(stable=True)
     within = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)

@@ -23,9 +23,10 @@ def cross_entropy(
     everything, share = soft_maximum(logits, torch.ones_like(own))
     return everything - (logits * own).sum(1), share - own.to(share)
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #58eacfe9
+# %% ../../nbs/losses/normalized_softmax.ipynb #c83582b9
 class SoftmaxOverProxies(ProxyLoss):
-    "Cross-entropy over one proxy for each class; a subclass defines `logits`."
+    """Cross-entropy over one proxy for each class, averaged over embeddings.
+    A subclass defines `logits`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -35,7 +36,11 @@ class SoftmaxOverProxies(ProxyLoss):
     def proxies(self):
         return self.W.T
 
-    def logits(self, similarity, own):
+    def logits(
+        self,
+        similarity: Float[Tensor, "a k"],
+        own: Bool[Tensor, "a k"], # the one class of each row
+    ) -> tuple[Float[Tensor, "a k"], Float[Tensor, "a k"] | float]:
         "The logits, and their derivative by the similarities."
         raise NotImplementedError(f"{type(self).__name__} does not define logits(similarity, own)")
 
@@ -44,11 +49,11 @@ class SoftmaxOverProxies(ProxyLoss):
         value, by_logits = cross_entropy(z, positives)
         return Terms(value, by_logits * slope)
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #f1799c5e
+# %% ../../nbs/losses/normalized_softmax.ipynb #4ce35676
 class NormalizedSoftmaxLoss(SoftmaxOverProxies):
-    "Cross-entropy of the similarities to one proxy for each class. Zhai and Wu 2019."
-    components = Components(
-        "cosine", "constant", "softmax over the proxies", "all proxies")
+    """Cross-entropy of the similarities to the proxies, averaged over embeddings.
+    Zhai and Wu 2019."""
+    components = Components("cosine", "constant", "softmax over the proxies", "all proxies")
     temperature: float = 0.05 # τ: the lower, the more the nearest proxies alone count
 
     def logits(self, similarity, own):

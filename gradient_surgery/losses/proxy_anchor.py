@@ -13,14 +13,14 @@ from ..lists import soft_maximum
 from ..pair_loss import Components, Operands, Terms, check_batch
 from ..proxy_loss import ProxyLoss
 
-# %% ../../nbs/losses/proxy_anchor.ipynb #97d85848
+# %% ../../nbs/losses/proxy_anchor.ipynb #0533b746
 class ProxyAnchorLoss(ProxyLoss):
-    "Soft maxima over the batch, of each proxy, averaged over proxies. Kim et al. 2020."
-    components = Components(
-        "cosine", "sigmoid, shared out over the list", "none", "all pairs with proxies")
+    """Each proxy's soft maxima over the batch; the pulls are averaged over the proxies that have a
+    positive, the pushes over all. Kim et al. 2020."""
+    components = Components("cosine", "sigmoid, shared by the list", "none", "all proxies")
     passes = 1
     margin: float = 0.1 # δ: positives should be above it, negatives below -δ
-    alpha: float = 32.0 # α: the higher, the more the worst placed embeddings alone count
+    alpha: float = 32.0 # α, steepness: the higher, the more the worst placed alone count
 
     def __post_init__(self):
         super().__post_init__()
@@ -38,6 +38,5 @@ class ProxyAnchorLoss(ProxyLoss):
     def rows(self, similarity, positives, negatives, batch):
         pull, c_pull = soft_maximum(self.alpha * (self.margin - similarity), positives, zero=True)
         push, c_push = soft_maximum(self.alpha * (similarity + self.margin), negatives, zero=True)
-        # the share of proxies with a positive
-        present = batch.summary.sum().clamp(min=1) / len(batch.summary)
+        present = batch.summary.sum().clamp(min=1) / len(batch.summary) # K₊ / K
         return Terms(pull / present + push, self.alpha * (c_push - c_pull / present))

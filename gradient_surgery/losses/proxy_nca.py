@@ -12,9 +12,10 @@ from torch import nn
 from .nca import NCALoss
 from ..proxy_loss import ProxyLoss
 
-# %% ../../nbs/losses/proxy_nca.ipynb #6f6850b1
+# %% ../../nbs/losses/proxy_nca.ipynb #015c82d9
 class ProxyNCALoss(ProxyLoss, NCALoss):
-    "NCA over one proxy for each class. Movshovitz-Attias et al. 2017, the own proxy kept."
+    """NCA with one proxy for each class, averaged over embeddings.
+    Movshovitz-Attias et al. 2017, the own proxy kept in the denominator."""
     components = NCALoss.components._replace(mining="all proxies")
 
     def __post_init__(self):

@@ -16,37 +16,40 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ranked_list.ipynb #8cb5c4d3
+# %% ../../nbs/losses/ranked_list.ipynb #57e93a70
 class RankedListLoss(PairLoss):
-    "Weighted means of the violating pairs' hinges, averaged over anchors. Wang et al. 2019."
-    components = Components("any, Euclidean by default", "exponential share", "none", "all pairs")
+    """Weighted means of the violating pairs' hinges, averaged over anchors. Wang et al. 2019.
+    With `detached` the coefficients are not the derivative of the value."""
+    components = Components(
+        "any, Euclidean by default", "exponential, shared by the list", "none", "all pairs")
     margin: float # between the farthest positive and the nearest negative
     Tn: float # inverse temperature of the negatives; 0: all count the same
     imbalance: float = 0.5 # λ: what the negatives count; the positives count the rest
     alpha: float | None = None # negatives are to be this far; None: 1 + margin / 2
     Tp: float = 0.0 # inverse temperature of the positives
     direction: str | Direction = "euclidean" # the distance of margin and alpha
-    detached: bool = False # the weights are constants, as in the authors' code
+    detached: bool = False # whether the weights count as constants, as in the authors' code
 
     def rows(self, similarity, positives, negatives, batch):
         alpha = 1 + self.margin / 2 if self.alpha is None else self.alpha
         D = self.direction.distance(similarity)
         far, pull = weighted_mean(D - alpha + self.margin, positives, self.Tp, self.detached)
         near, push = weighted_mean(alpha - D, negatives, self.Tn, self.detached)
-        c = torch.lerp(-pull, push, self.imbalance) * self.direction.slope(similarity)
-        return Terms(torch.lerp(far, near, self.imbalance), c)
+        less, more = 1 - self.imbalance, self.imbalance # 1 - λ and λ
+        c = (more * push - less * pull) * self.direction.slope(similarity)
+        return Terms(less * far + more * near, c)
 
 
 def weighted_mean(
     h: Float[Tensor, "a n"], # hinges before they are cut off at zero
     mask: Bool[Tensor, "a n"],
-    temperature: float, # its inverse, T
+    T: float, # inverse temperature: the higher, the more the largest alone count
     detached: bool, # whether the weights count as constants
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "a n"]]: # the mean, and its derivative by each h
     "The mean of each row's positive hinges, weighted by their exponentials."
-    z = temperature * h - math.log(1e-5 * h.shape[1])
+    z = T * h - math.log(1e-5 * h.shape[1])
     _, share = soft_maximum(z, mask & (h > 0), zero=True)
     mean = (share * h).sum(1)
     if detached:
         return mean, share
-    return mean, share * (1 + temperature * (h - mean[:, None]))
+    return mean, share * (1 + T * (h - mean[:, None]))

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SelectivelyContrastiveTripletLoss', 'selective']
 
-# %% ../../nbs/losses/selectively_contrastive.ipynb #e7e30ee7
+# %% ../../nbs/losses/selectively_contrastive.ipynb #dccb9294
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..mining import mine
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/selectively_contrastive.ipynb #17e68f5c
+# %% ../../nbs/losses/selectively_contrastive.ipynb #4efcaa64
 class SelectivelyContrastiveTripletLoss(PairLoss):
     """Selectively contrastive triplet loss, averaged over the anchors that have a triplet.
     Xuan et al. 2020."""
@@ -25,16 +27,20 @@ class SelectivelyContrastiveTripletLoss(PairLoss):
     def rows(self, similarity, positives, negatives, batch):
         triplets = mine(similarity, positives, negatives, positive="easiest", negative="hardest")
         p, n, acts = triplets.positive, triplets.negative[:, 0], triplets.selected[:, 0] # [a, 1]
-        value, pull, push = selective(
-            similarity.gather(1, p), similarity.gather(1, n),
-            self.weight, self.temperature, self.limit)
-        c = torch.zeros_like(similarity)
-        c.scatter_add_(1, p, -pull * acts).scatter_add_(1, n, push * acts)
+        s_ap, s_an = similarity.gather(1, p), similarity.gather(1, n)
+        value, pull, push = selective(s_ap, s_an, self.weight, self.temperature, self.limit)
+        c = torch.zeros_like(similarity).scatter(1, p, -pull * acts).scatter(1, n, push * acts)
         return Terms((value * acts).sum(1), c, acts.sum(1).to(c.dtype))
 
 
-def selective(s_ap, s_an, weight, temperature, limit):
-    "The value of a triplet, its pull on the positive and its push on the negative."
+def selective(
+    s_ap: Float[Tensor, "..."],
+    s_an: Float[Tensor, "..."],
+    weight: float,
+    temperature: float,
+    limit: float,
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
+    "The value of each triplet, its pull on the positive and its push on the negative."
     hard = s_an > s_ap.clamp(max=limit)
     v = (s_an - s_ap) / temperature
     T = v.sigmoid() / temperature

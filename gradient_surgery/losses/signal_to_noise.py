@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['signal_to_noise', 'SignalToNoiseRatioContrastiveLoss']
 
-# %% ../../nbs/losses/signal_to_noise.ipynb #18c98986
+# %% ../../nbs/losses/signal_to_noise.ipynb #96eb8fbb
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from ..geometry import Direction, Geometry, sphere
+from ..geometry import Back, Direction, Geometry, sphere
 from .contrastive import ContrastiveLoss
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/signal_to_noise.ipynb #16784c09
-def _centred(x):
+# %% ../../nbs/losses/signal_to_noise.ipynb #7e0eed86
+def _centred(
+    x: Float[Tensor, "n d"],
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"], Back]: # z, q, the way back
     f, back = sphere.anchor(x)
     z = f - f.mean(1, keepdim=True)
     return z, z.square().sum(1, keepdim=True), lambda g: back(g - g.mean(1, keepdim=True))
 
 
-def _signal(x):
+def _signal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d+2"], Back]: # u
     z, q, back = _centred(x)
     if (q <= 8 * torch.finfo(q.dtype).eps).any():
         raise ValueError(
@@ -35,7 +39,7 @@ def _signal(x):
     return torch.cat([2 * z / q, -1 / q, -torch.ones_like(q)], dim=1), to_embeddings
 
 
-def _noise(x):
+def _noise(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d+2"], Back]: # v
     z, q, back = _centred(x)
     to_embeddings = lambda gradient: back(gradient[:, :-2] + 2 * gradient[:, -2:-1] * z)
     return torch.cat([z, q, torch.ones_like(q)], dim=1), to_embeddings
@@ -43,9 +47,10 @@ def _noise(x):
 
 signal_to_noise = Geometry("signal to noise", _signal, _noise)
 
-# %% ../../nbs/losses/signal_to_noise.ipynb #50d020c0
+# %% ../../nbs/losses/signal_to_noise.ipynb #1c9cd5e2
 class SignalToNoiseRatioContrastiveLoss(ContrastiveLoss):
-    "Contrastive loss of noise-to-signal ratios, averaged over active pairs. Yuan et al. 2019."
+    """Contrastive loss in the noise-to-signal ratio, averaged over the active positive pairs and
+    over the active negative pairs. Yuan et al. 2019."""
     components = Components("signal to noise", "step at a margin", "none", "all pairs")
     geometry = signal_to_noise
     # no argument: the similarity of this geometry is -D

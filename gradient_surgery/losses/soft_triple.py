@@ -5,36 +5,32 @@
 # %% auto #0
 __all__ = ['soft_nearest', 'SoftTripleLoss']
 
-# %% ../../nbs/losses/soft_triple.ipynb #4e1cd9a6
+# %% ../../nbs/losses/soft_triple.ipynb #0c3f440b
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .normalized_softmax import cross_entropy
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
-# %% ../../nbs/losses/soft_triple.ipynb #637a127f
+# %% ../../nbs/losses/soft_triple.ipynb #4b56931a
 def soft_nearest(
-    s: Float[Tensor, "a n"],
-    group: Int[Tensor, "n"], # the group of each column, from 0 to number - 1
-    number: int, # of groups
-    gamma: float, # γ: the lower, the more the nearest column alone counts
-) -> tuple[Float[Tensor, "a number"], Float[Tensor, "a n"]]: # S, and its derivative by each column
-    "The mean of each group of columns, weighted by their softmax."
-    none, column = s.new_zeros(len(s), number), group.expand_as(s)
-    top = none.scatter_reduce(1, column, s, "amax", include_self=False)
-    q = ((s - top[:, group]) / gamma).exp() # at most 1: nothing overflows
-    q = q / none.scatter_add(1, column, q)[:, group]
-    S = none.scatter_add(1, column, q * s)
-    return S, q * (1 + (s - S[:, group]) / gamma)
+    s: Float[Tensor, "a c k"], # similarities to the centres of each class
+    gamma: float, # γ: the lower, the more the nearest centre alone counts
+) -> tuple[Float[Tensor, "a c"], Float[Tensor, "a c k"]]: # S, and its derivative by each s
+    "The mean similarity to each class's centres, weighted by their softmax."
+    q = (s / gamma).softmax(2)
+    S = (q * s).sum(2)
+    return S, q * (1 + (s - S[:, :, None]) / gamma)
 
-# %% ../../nbs/losses/soft_triple.ipynb #209c75f3
+# %% ../../nbs/losses/soft_triple.ipynb #11139db7
 class SoftTripleLoss(ProxyLoss):
-    "Cross-entropy over classes with several centres each. Qian et al. 2019, without regulariser."
+    """Cross-entropy over classes with several centres each, averaged over embeddings.
+    Qian et al. 2019, without regulariser."""
     components = Components(
-        "cosine", "softmax over a class's centres", "softmax over the classes, with a margin",
-        "all centres")
+        "cosine", "share of the class's centres", "softmax over the classes, with a margin",
+        "all proxies")
     centers_per_class: int = 10
     la: float = 20.0 # λ: the higher, the more the nearest classes alone count
     gamma: float = 0.1 # γ: the lower, the more the nearest centre of a class alone counts
@@ -42,8 +38,8 @@ class SoftTripleLoss(ProxyLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        centers = self.num_classes * self.centers_per_class
-        self.fc = nn.Parameter(torch.empty(self.embedding_size, centers))
+        number = self.num_classes * self.centers_per_class
+        self.fc = nn.Parameter(torch.empty(self.embedding_size, number))
         nn.init.kaiming_uniform_(self.fc, a=5**0.5)
 
     @property
@@ -51,8 +47,8 @@ class SoftTripleLoss(ProxyLoss):
         return self.fc.T
 
     def rows(self, similarity, positives, negatives, batch):
-        classes, group = batch.reference_labels.unique(return_inverse=True)
-        S, share = soft_nearest(similarity, group, len(classes), self.gamma)
+        classes = batch.reference_labels.unique()
+        S, share = soft_nearest(similarity.unflatten(1, (len(classes), -1)), self.gamma)
         own = batch.labels[:, None] == classes
         value, by_logits = cross_entropy(self.la * (S - self.margin * own.to(S)), own)
-        return Terms(value, self.la * by_logits[:, group] * share)
+        return Terms(value, self.la * (by_logits[:, :, None] * share).flatten(1))

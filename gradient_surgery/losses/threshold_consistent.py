@@ -5,22 +5,26 @@
 # %% auto #0
 __all__ = ['ThresholdConsistentMarginLoss']
 
-# %% ../../nbs/losses/threshold_consistent.ipynb #22a89d55
+# %% ../../nbs/losses/threshold_consistent.ipynb #a8632a23
+import torch
+
 from .contrastive import MeanOverPairs, Pairs
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/threshold_consistent.ipynb #3a39b4cc
+# %% ../../nbs/losses/threshold_consistent.ipynb #16c38459
 class ThresholdConsistentMarginLoss(MeanOverPairs):
-    "Threshold-consistent margin, averaged over hard pairs. Zhang et al. 2024."
+    """Threshold-consistent margin, averaged over the hard positive pairs and over the hard negative
+    pairs. Zhang et al. 2024."""
     components = Components("cosine", "step at a margin", "none", "all pairs")
     lambda_plus: float = 1.0 # λ₊: weight of the positives
     lambda_minus: float = 1.0 # λ₋: weight of the negatives
     margin_plus: float = 0.9 # m₊: positives are hard up to this similarity
     margin_minus: float = 0.5 # m₋: negatives are hard from this similarity on
 
-    def pairs(self, similarity, positives, negatives):
-        below, above = self.margin_plus - similarity, similarity - self.margin_minus
-        plus, minus = self.lambda_plus, self.lambda_minus
-        return (
-            Pairs(positives & (below >= 0), plus * below, -plus),
-            Pairs(negatives & (above >= 0), minus * above, minus))
+    def pull(self, s):
+        below, weight = self.margin_plus - s, torch.full_like(s, self.lambda_plus)
+        return Pairs(below >= 0, weight * below, -weight)
+
+    def push(self, s):
+        above, weight = s - self.margin_minus, torch.full_like(s, self.lambda_minus)
+        return Pairs(above >= 0, weight * above, weight)

@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['TripletMarginLoss', 'sort_triplets', 'list_triplets']
 
-# %% ../../nbs/losses/triplet.ipynb #b1160c95
+# %% ../../nbs/losses/triplet.ipynb #51d39a2a
 import torch
-from torch.nn.functional import logsigmoid, pad
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
 
 from ..geometry import Direction
-from ..mining import all_columns
+from ..lists import soft_hinge
+from ..mining import FEW, all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #3d668710
+# %% ../../nbs/losses/triplet.ipynb #6185c46e
 class TripletMarginLoss(PairLoss):
-    """Triplet hinge over all triplets, averaged over the active ones.
-    Schroff et al. 2015, eq. 3, with unsquared distances."""
+    """Triplet loss over all triplets, averaged over the active ones.
+    Schroff et al. 2015, eq. 3, without its squares."""
     components = Components(
         "any, Euclidean by default", "constant", "hinge or sigmoid", "all triplets")
     margin: float = 0.05 # by how much the negative has to be farther than the positive
@@ -26,17 +29,22 @@ class TripletMarginLoss(PairLoss):
     triangles = property(lambda self: self.swap)
 
     def rows(self, similarity, positives, negatives, batch):
-        D = self.direction.distance(similarity)
-        value, count, by_D = (
-            list_triplets(D, positives, negatives, self.margin, self.swap, self.smooth_loss)
-            if self.swap or self.smooth_loss
-            else sort_triplets(D, positives, negatives, self.margin))
-        return Terms(value, -by_D * self.direction.slope(similarity), count.to(D.dtype))
+        seen = self.direction.distance(similarity), all_columns(positives), negatives, self.margin
+        if self.swap or self.smooth_loss or seen[1][0].shape[1] <= FEW:
+            value, count, by_D = list_triplets(*seen, self.swap, self.smooth_loss)
+        else:
+            value, count, by_D = sort_triplets(*seen)
+        return Terms(value, -by_D * self.direction.slope(similarity), count.to(value.dtype))
 
-# %% ../../nbs/losses/triplet.ipynb #dcddd463
-def sort_triplets(D, positives, negatives, margin):
+# %% ../../nbs/losses/triplet.ipynb #86b345e9
+def sort_triplets(
+    D: Float[Tensor, "a n"],
+    positives: tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]], # their columns, and which are real
+    negatives: Bool[Tensor, "a n"],
+    margin: float,
+) -> tuple[Float[Tensor, "a"], Int[Tensor, "a"], Float[Tensor, "a n"]]:
     "Each anchor's sum of hinges, how many triplets act, and the sum's derivative by each distance."
-    column, real = all_columns(positives)
+    column, real = positives
     # D_ap + m, and its column
     threshold = (D.gather(1, column) + margin).masked_fill(~real, -torch.inf).sort(1)
     far = D.masked_fill(~negatives, torch.inf).sort(1).values # D_an
@@ -51,19 +59,29 @@ def sort_triplets(D, positives, negatives, margin):
     by_D.scatter_add_(1, column.gather(1, threshold.indices), in_n.to(D.dtype))
     return value, in_n.sum(1), by_D
 
-# %% ../../nbs/losses/triplet.ipynb #01e3b86d
-def list_triplets(D, positives, negatives, margin, swap, smooth):
-    "The same, one triplet at a time."
-    column, real = all_columns(positives)
-    D_an = D[:, None].expand(-1, column.shape[1], -1) # [a, p, n]
+# %% ../../nbs/losses/triplet.ipynb #fc876c9b
+def list_triplets(
+    D: Float[Tensor, "r n"], # with swap and references, their own rows as well
+    positives: tuple[Int[Tensor, "r p"], Bool[Tensor, "r p"]], # their columns, and which are real
+    negatives: Bool[Tensor, "r n"],
+    margin: float,
+    swap: bool = False,
+    smooth: bool = False,
+) -> tuple[Float[Tensor, "r"], Float[Tensor, "r"], Float[Tensor, "r n"]]:
+    "The same from all triplets, one positive of every anchor at a time."
+    value, count, by_D = torch.zeros_like(D[:, 0]), torch.zeros_like(D[:, 0]), torch.zeros_like(D)
     between = D[-D.shape[1] :] # the columns' own rows
-    D_pn = between[column] if swap else D_an
-    violation = D.gather(1, column)[:, :, None] - torch.minimum(D_an, D_pn) + margin
-    term = -logsigmoid(-violation) if smooth else violation.clamp(min=0)
-    term = term * (real[:, :, None] & negatives[:, None])
-    T = (violation.sigmoid() if smooth else 1) * (term > 0)
-    swapped = T * (D_pn < D_an)
-    by_D = (swapped - T).sum(1).scatter_add(1, column, T.sum(2))
-    if swap:
-        by_D[-len(between) :].index_add_(0, column.flatten(), -swapped.flatten(0, 1))
-    return term.sum((1, 2)), (term > 0).sum((1, 2)), by_D
+    for p, real in zip(*(part.unbind(1) for part in positives)):
+        D_an = torch.minimum(D, between[p]) if swap else D
+        v = D.gather(1, p[:, None]) + margin - D_an
+        v.masked_fill_(~(negatives & real[:, None]), -torch.inf)
+        term, T = soft_hinge(v) if smooth else (v.clamp(min=0), (v > 0).to(v.dtype))
+        value += term.sum(1)
+        count += (term > 0).sum(1) if smooth else T.sum(1)
+        by_D.scatter_add_(1, p[:, None], T.sum(1, keepdim=True))
+        if swap: # where the positive is the nearer one, it is pushed instead of the anchor
+            swapped = T * (between[p] < D)
+            by_D[-len(between) :].index_add_(0, p, -swapped)
+            T = T - swapped
+        by_D -= T
+    return value, count, by_D

@@ -5,27 +5,29 @@
 # %% auto #0
 __all__ = ['TupletMarginLoss']
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #2a3e2be9
+# %% ../../nbs/losses/tuplet_margin.ipynb #66911451
 import math
 
-from torch.nn.functional import logsigmoid
-
 from ..geometry import geodesic
-from ..lists import soft_maximum
+from ..lists import soft_hinge, soft_maximum
+from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #b58c7ad5
+# %% ../../nbs/losses/tuplet_margin.ipynb #817a7fd9
 class TupletMarginLoss(PairLoss):
     "Tuplet margin loss, averaged over positive pairs. Yu and Tao 2019."
-    components = Components("cosine", "angular margin on positives", "softmax", "all pairs")
+    components = Components(
+        "geodesic for positives", "sine for positives", "softmax over the list", "all pairs")
     margin: float = 5.73 # β in degrees: by how much a positive's angle is made smaller
     scale: float = 64.0 # γ
 
     def rows(self, similarity, positives, negatives, batch):
-        angle = geodesic.distance(similarity) - math.radians(self.margin) # θ - β
+        p, real = all_columns(positives)
+        s_ap = similarity.gather(1, p) # [a, p]
+        angle = geodesic.distance(s_ap) - math.radians(self.margin) # θ - β
         push, share = soft_maximum(self.scale * similarity, negatives) # L_a
-        v = push[:, None] - self.scale * angle.cos()
-        T = v.sigmoid() * positives
-        pull = T * angle.sin() * geodesic.slope(similarity)
-        c = self.scale * (share * T.sum(1, keepdim=True) - pull)
-        return Terms((-logsigmoid(-v) * positives).sum(1), c, positives.sum(1).to(c.dtype))
+        value, T = soft_hinge(push[:, None] - self.scale * angle.cos())
+        T = self.scale * T * real
+        c = share * T.sum(1, keepdim=True)
+        c.scatter_add_(1, p, -T * angle.sin() * geodesic.slope(s_ap))
+        return Terms((value * real).sum(1), c, real.sum(1, dtype=c.dtype))
