@@ -150,7 +150,9 @@ def facts(device: str, threads: int | None) -> dict:
 
 
 def use(device: str, threads: int | None) -> Callable[[], None]: # waits until the device has finished
-    "Prepare this process for a device. Raises `ValueError` if there is no such device."
+    "Prepare this process for a device, before anything else in it. Raises `ValueError` if there is no such device."
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "" # what takes a GPU where there is one shall find none
     import torch
 
     if threads:
