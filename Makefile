@@ -7,7 +7,7 @@ DEV := .venv/.dev
 PIP_INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --use-pep517
 
 .DEFAULT_GOAL := help
-.PHONY: help train test docs lab notebooks export clean
+.PHONY: help train test docs lab bench notebooks export clean
 
 help: ## Show this list
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -24,6 +24,12 @@ docs: $(DEV) ## Build the website in _docs
 
 lab: $(DEV) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs $(ARGS)
+
+bench: $(DEV) ## Measure speed and memory; JSON and figures in runs/speed; ARGS go to benchmarks/losses.py
+	@$(BIN)/python benchmarks/losses.py $(ARGS)
+	@$(BIN)/python benchmarks/evaluation.py
+	@$(BIN)/python benchmarks/training.py
+	@$(BIN)/papermill --log-level ERROR --no-progress-bar -p folder runs/speed -p pictures runs/speed nbs/paper/speed.ipynb runs/speed/speed.ipynb
 
 notebooks: $(DEV) ## Execute every notebook in place, then do what "export" does
 	@$(BIN)/nbdev_export

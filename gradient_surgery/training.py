@@ -6,7 +6,7 @@
 __all__ = ['MILD', 'Config', 'read_config', 'native_precision', 'load_datasets', 'embed', 'epoch_seed', 'State', 'train_epoch',
            'train', 'fit', 'write_history', 'best_epoch', 'load_run', 'report', 'draw']
 
-# %% ../nbs/training.ipynb #9ebf9752
+# %% ../nbs/training.ipynb #2247f7bc
 import csv
 import json
 import platform
@@ -30,10 +30,11 @@ from .data.sampling import BalancedSampler
 from .data.transforms import Augment, as_new_classes, normalise
 from .evaluation import evaluate, nearest
 from .files import replacing
+from .large_batches import InMicroBatches
 from .losses import build_loss
 from .models import build_model, load_weights, save_weights
 
-# %% ../nbs/training.ipynb #88216a1e
+# %% ../nbs/training.ipynb #0b6e6d43
 MILD = dict( # strengths of the augmentation, near those that did best on validation classes
     rotate=6.0, scale=1.1, shift=0.03, brightness=0.05, contrast=0.15, saturation=0.2, hue=5.0,
     greyscale=0.0)
@@ -51,6 +52,7 @@ class Config:
     loss_options: dict = field(default_factory=dict) # its arguments
     num_classes: int = 32 # classes in a batch
     per_class: int = 4 # images of each
+    micro_batch: int | None = None # images in the network at a time; None: the whole batch
     epochs: int = 45
     learning_rate: float = 2e-3 # the highest; it warms up, then falls to zero along a cosine
     warmup: float = 0.1 # share of the steps
@@ -116,7 +118,7 @@ def epoch_seed(
     "One seed for each epoch of each run."
     return (seed * 1_000_003 + epoch) % 2**63
 
-# %% ../nbs/training.ipynb #28c7c9c4
+# %% ../nbs/training.ipynb #89c1065b
 class State:
     "A network in training: its weights, its optimiser, how far it came and how it fared."
     def __init__(
@@ -128,18 +130,18 @@ class State:
         self.loss = build_loss(
             config.loss, (classes, config.embedding_size), **config.loss_options
         ).to(accelerator.device)
-        model = build_model(
+        self.network = build_model( # as it is: embeds in float32, knows no other processes
             config.model, embedding_size=config.embedding_size, pretrained=config.pretrained)
+        batch = config.num_classes * config.per_class
+        model = InMicroBatches(
+            self.network,
+            micro_batch=batch if config.micro_batch is None else config.micro_batch)
         optimizer = torch.optim.AdamW(
             [*model.parameters(), *self.loss.parameters()], weight_decay=config.weight_decay)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, config.learning_rate, max(2, config.epochs * steps_per_epoch),
             pct_start=config.warmup, cycle_momentum=False)
-
-    @property
-    def network(self) -> nn.Module: # as it was built: embeds in float32, knows no other processes
-        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def parts(self) -> dict:
         "Everything that changes during training and knows how to save itself."

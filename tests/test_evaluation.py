@@ -197,6 +197,7 @@ def test_chunks_change_nothing(blobs, monkeypatch):
     whole, whole_index = evaluate(embeddings, labels), nearest(embeddings, 9)[1]
     for held in (1, 200, 777):
         monkeypatch.setattr(evaluation, "_NEIGHBOURS_AT_ONCE", held)
+        monkeypatch.setattr(evaluation, "_ROWS_AT_ONCE", held)
         assert evaluate(embeddings, labels) == pytest.approx(whole, abs=1e-12)
         assert nearest(embeddings, 9)[1].equal(whole_index)
 
@@ -242,12 +243,79 @@ def test_half_precision_is_scored_as_it_is(blobs):
     assert evaluate(embeddings.bfloat16(), labels) == evaluate(embeddings.bfloat16().float(), labels)
 
 
+def test_the_search_for_gpus_finds_the_same(blobs, monkeypatch):
+    embeddings, labels = blobs
+    half = torch.arange(len(labels)) % 2 == 0
+    gallery = dict(gallery=embeddings[~half], gallery_labels=labels[~half])
+
+    def results():
+        return (evaluate(embeddings, labels, nmi=False), evaluate(embeddings[half], labels[half], **gallery, nmi=False),
+                *nearest(embeddings, 59), *nearest(embeddings, 3), *nearest(embeddings[half], 30, gallery=embeddings[~half]))
+
+    expected = results()
+    monkeypatch.setattr(evaluation, "_search", evaluation._search_with_torch)
+    for held in (1, 200, 2**20):
+        monkeypatch.setattr(evaluation, "_SIMILARITIES_AT_ONCE", held)
+        for one, other in zip(results(), expected):
+            assert one == other if isinstance(one, dict) else one.allclose(other, atol=1e-6)
+
+
+def test_the_search_for_gpus_ignores_what_training_set(blobs):
+    unit_length = unit(blobs[0])
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (unit_length @ unit_length.T).dtype == torch.bfloat16
+            similarity, _ = evaluation._search_with_torch(unit_length, unit_length, 5)
+        assert matmul.fp32_precision == "tf32"
+        with evaluation._whole_precision("cpu"):
+            assert matmul.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision = before
+    assert similarity.double().allclose(cosine(unit_length, unit_length).topk(5).values, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_tensors_on_a_gpu(blobs):
+def test_a_gpu_gives_the_same_as_the_cpu(blobs, monkeypatch):
     embeddings, labels = blobs
-    assert evaluate(embeddings.cuda(), labels.cuda()) == evaluate(embeddings, labels)
-    assert nearest(embeddings.cuda(), 3)[1].equal(nearest(embeddings, 3)[1])
+    here = evaluate(embeddings.cuda(), labels.cuda(), nmi=False), nearest(embeddings.cuda(), 3)[1]
+    assert here[0] == evaluate(embeddings, labels, nmi=False), "embeddings from the CPU are searched on the GPU"
+    assert evaluation._unit(embeddings, "embeddings").is_cuda
+    monkeypatch.setattr(evaluation, "_device", lambda embeddings: torch.device("cpu"))
+    assert here[0] == evaluate(embeddings, labels, nmi=False) and here[1].equal(nearest(embeddings, 3)[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_nmi_of_embeddings_on_a_gpu(blobs):
+    embeddings, labels = blobs
+    assert evaluate(10 * torch.eye(12, device="cuda")[labels], labels)["nmi"] == pytest.approx(1, abs=0.1)
+    assert 0 < evaluate(embeddings.cuda(), labels)["nmi"] < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process may allocate")
+def test_memory_is_bounded():
+    "Where all similarities would fill 1.6 GB, and the embeddings fill 5 MB, 200 MB more than before must do."
+    code = """if True:
+        import resource, torch
+        from gradient_surgery.evaluation import evaluate
+
+        x, labels = torch.randn(20_000, 64), torch.arange(20_000) // 4
+        evaluate(x[:100], labels[:100], nmi=False)
+        (held,) = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")]
+        resource.setrlimit(resource.RLIMIT_DATA, (2**10 * held + 200 * 2**20, resource.RLIM_INFINITY))
+        try:
+            torch.empty(20_000, 20_000)
+        except RuntimeError:
+            evaluate(x, labels, nmi=False)
+        else:
+            raise SystemExit("the limit does not hold")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_perfect_and_collapsed_embeddings():

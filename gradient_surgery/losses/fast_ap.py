@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['FastAPLoss', 'average_precision']
 
-# %% ../../nbs/losses/fast_ap.ipynb #903dc39a
+# %% ../../nbs/losses/fast_ap.ipynb #0ff64ddb
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import Direction
 from .histogram import between_nodes, soft_histogram
+from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/fast_ap.ipynb #bbdc6280
+# %% ../../nbs/losses/fast_ap.ipynb #2dbe45c7
 class FastAPLoss(PairLoss):
     "1 minus FastAP, averaged over the anchors that have a positive. Cakir et al. 2019."
     components = Components(
@@ -26,12 +27,15 @@ class FastAPLoss(PairLoss):
         D, w = self.direction.distance(similarity), self.direction.slope(similarity)
         rate = self.num_bins / self.direction.distance(similarity.new_tensor(-1)) # 1/Δ
         below, beyond = between_nodes(D * rate, self.num_bins)
-        masks = positives, negatives
-        h = (soft_histogram(below, beyond, mask, self.num_bins) for mask in masks)
-        precision, *slopes = average_precision(*h)
-        c = sum(mask * by.diff(dim=1).gather(1, below) for mask, by in zip(masks, slopes))
+        p, real = all_columns(positives)
+        few = below.gather(1, p), beyond.gather(1, p)
+        precision, by_p, by_n = average_precision(
+            soft_histogram(*few, real, self.num_bins),
+            soft_histogram(below, beyond, negatives, self.num_bins))
+        c = (rate * by_n).diff(dim=1).gather(1, below) * negatives
+        c.scatter_add_(1, p, (rate * by_p).diff(dim=1).gather(1, few[0]) * real)
         has = positives.any(1).to(D.dtype)
-        return Terms(has - precision, c * rate * w, has)
+        return Terms(has - precision, c * w, has)
 
 
 def average_precision(

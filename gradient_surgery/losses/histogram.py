@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['between_nodes', 'soft_histogram', 'HistogramLoss', 'beside_a_positive', 'number_of_bins']
 
-# %% ../../nbs/losses/histogram.ipynb #ffb639bd
+# %% ../../nbs/losses/histogram.ipynb #1be40056
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
 # %% ../../nbs/losses/histogram.ipynb #e0de6b80
@@ -34,7 +35,7 @@ def soft_histogram(
     h.scatter_add_(1, below, (1 - beyond) * mask)
     return h.scatter_add_(1, below + 1, beyond * mask)
 
-# %% ../../nbs/losses/histogram.ipynb #9c1fbfc5
+# %% ../../nbs/losses/histogram.ipynb #d99c6fcb
 class HistogramLoss(PairLoss):
     """Probability that a negative pair is nearer than a positive pair, averaged over all of both.
     Ustinova and Lempitsky 2016. Raises `ValueError` if `n_bins` and `delta` disagree."""
@@ -47,21 +48,26 @@ class HistogramLoss(PairLoss):
         super().__post_init__()
         self.n_bins = number_of_bins(self.n_bins, self.delta)
 
+    def at(self, s):
+        return between_nodes((s + 1) * self.n_bins / 2, self.n_bins)
+
     def summarise(self, similarity, positives, negatives, batch):
-        at = between_nodes((similarity + 1) * self.n_bins / 2, self.n_bins)
-        masks = positives, beside_a_positive(positives, negatives, batch.reference_labels)
-        return torch.cat([soft_histogram(*at, mask, self.n_bins) for mask in masks], dim=1)
+        column, real = all_columns(positives)
+        negatives = beside_a_positive(positives, negatives, batch.reference_labels)
+        kinds = (similarity.gather(1, column), real), (similarity, negatives)
+        return torch.cat([soft_histogram(*self.at(s), mask, self.n_bins) for s, mask in kinds], 1)
 
     def rows(self, similarity, positives, negatives, batch):
-        below, beyond = between_nodes((similarity + 1) * self.n_bins / 2, self.n_bins)
+        (below, _), (column, real) = self.at(similarity), all_columns(positives)
         negatives = beside_a_positive(positives, negatives, batch.reference_labels)
         h = batch.summary.mean(0).view(2, -1) # both histograms, of a row on average
         n = h.sum(1) # pairs of a row, on average
         n_p, n_n = n + (n == 0) # of no pairs, the histogram is 0 and not 0/0
         p, q = h[0] / n_p, h[1] / n_n # p⁺ and p⁻
-        c = negatives * p[below + 1] / n_n - positives * q[below] / n_p
-        value = soft_histogram(below, beyond, negatives, self.n_bins) @ p.cumsum(0) / n_n
-        return Terms(value, c * self.n_bins / 2)
+        by_n, by_p = (v * self.n_bins / 2 for v in (p[1:] / n_n, q[:-1] / n_p)) # by the node below
+        c = by_n[below] * negatives
+        c.scatter_add_(1, column, -by_p[below.gather(1, column)] * real)
+        return Terms((q @ p.cumsum(0)).expand(len(c)), c)
 
 # %% ../../nbs/losses/histogram.ipynb #88ba3e16
 def beside_a_positive(

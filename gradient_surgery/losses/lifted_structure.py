@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['LiftedStructureLoss', 'both_ends']
 
-# %% ../../nbs/losses/lifted_structure.ipynb #007ae9d0
+# %% ../../nbs/losses/lifted_structure.ipynb #77ae4a4e
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import Direction
 from ..lists import soft_maximum
+from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/lifted_structure.ipynb #ff5933c6
+# %% ../../nbs/losses/lifted_structure.ipynb #c3c07607
 class LiftedStructureLoss(PairLoss):
     "Smooth lifted structure loss, averaged over positive pairs. Oh Song et al. 2016."
     components = Components(
@@ -30,21 +31,22 @@ class LiftedStructureLoss(PairLoss):
         return soft_maximum(self.neg_margin - D, negatives)[0][:, None] # L
 
     def rows(self, similarity, positives, negatives, batch):
+        p, real = all_columns(positives)
         D = self.direction.distance(similarity)
         L, share = soft_maximum(self.neg_margin - D, negatives)
-        both, part = both_ends(L[:, None], batch.columns)
-        T = (both + D - self.pos_margin).clamp(min=0) * positives # T_ap
-        c = share * (T * part).sum(1, keepdim=True) - T
+        both, part = both_ends(L[:, None], None if batch.columns is None else batch.columns[p, 0])
+        T = (both + D.gather(1, p) - self.pos_margin).clamp(min=0) * real # T_ap
+        c = (share * (T * part).sum(1, keepdim=True)).scatter_add_(1, p, -T)
         c *= self.direction.slope(similarity)
-        return Terms((T**2).sum(1) / 2, c, positives.sum(1, dtype=D.dtype))
+        return Terms((T**2).sum(1) / 2, c, real.sum(1, dtype=D.dtype))
 
 
 def both_ends(
     L: Float[Tensor, "a 1"], # each anchor's soft maximum
-    columns: Float[Tensor, "n 1"] | None, # each column's; None: they have none
-) -> tuple[Float[Tensor, "a n"], Float[Tensor, "a n"]]: # of both; the anchor's part, twice
+    partners: Float[Tensor, "a p"] | None, # its positives'; None: they have none
+) -> tuple[Float[Tensor, "a p"], Float[Tensor, "a p"]]: # of both; the anchor's part, twice
     "The soft maximum over the negatives of both ends, and the anchor's part in (a, p) and (p, a)."
-    if columns is None:
-        return L, torch.ones_like(L) # [a, 1]: alike for all columns
-    both = torch.logaddexp(L, columns.T)
+    if partners is None:
+        return L, torch.ones_like(L) # [a, 1]: alike for all of them
+    both = torch.logaddexp(L, partners)
     return both, 2 * (L - both).exp()
