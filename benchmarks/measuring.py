@@ -92,6 +92,7 @@ def in_own_process(
         if not receiver.poll(seconds):
             raise Exceeded(f"more than {seconds:.0f} s")
         problem, answer = receiver.recv()
+        process.join(10) # let it clean up
     except EOFError: # it ended without an answer
         process.join()
         if process.exitcode == -signal.SIGKILL:
@@ -100,6 +101,7 @@ def in_own_process(
     finally:
         process.kill()
         process.join()
+        receiver.close()
     if problem == "memory":
         raise Exceeded(f"more than {gigabytes:g} GB")
     if problem:

@@ -489,7 +489,7 @@ class Dissection:
 
         show_dissection(self, path=path)
 
-# %% ../nbs/anatomy.ipynb #8fc02438
+# %% ../nbs/anatomy.ipynb #dca885cf
 def shape(
     weight: Float[Tensor, "..."], # a pair weight or a triplet weight on a grid
 ) -> str:
@@ -497,9 +497,11 @@ def shape(
     weight = weight[~weight.isnan()]
     if not weight.any():
         return "zero"
-    levels = (weight / weight.abs().max()).round(decimals=6).unique()
+    largest = weight.abs().max()
+    levels = (weight / largest).round(decimals=6).unique()
     kind = "step" if len(levels) <= 3 else "smooth"
-    return "constant" if len(levels) == 1 else f"{kind}, {weight.min():.2g} to {weight.max():.2g}"
+    low, high = ((end / largest).round(decimals=3) * largest for end in weight.aminmax())
+    return "constant" if len(levels) == 1 else f"{kind}, {low:.2g} to {high:.2g}"
 
 # %% ../nbs/anatomy.ipynb #6a3f9ea3
 def dissect(

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from gradient_surgery.training import load_run, read_config, train
 
 FILES = {"config.yaml", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
+
+
+@pytest.fixture(autouse=True)
+def another_precision():
+    "accelerate holds a process to the first precision that it was given."
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config_for(photos: Path, **changes):
@@ -33,6 +40,28 @@ def test_a_run_teaches_and_writes_what_it_says(photos, tmp_path, loss):
     model, config = load_run(tmp_path / "run")
     assert config == config_for(photos, loss=loss)
     assert sum(p.numel() for p in model.parameters()) == metrics["parameters"]
+
+
+def test_a_batch_in_parts_trains_the_same_network(photos, tmp_path):
+    runs = {}
+    for micro_batch in (None, 7):  # convnext has no batch statistics; batches are of 18
+        config = config_for(photos, model="convnext_atto", micro_batch=micro_batch, precision="no", epochs=1)
+        train(config, tmp_path / str(micro_batch), quiet=True)
+        runs[micro_batch] = torch.load(tmp_path / str(micro_batch) / "checkpoint" / "last.pt", weights_only=True)
+    for name, expected in runs[None]["model"].items():
+        assert torch.linalg.vector_norm(runs[7]["model"][name] - expected) <= 1e-3 * torch.linalg.vector_norm(expected), name
+    assert runs[7]["history"][0]["loss"] == pytest.approx(runs[None]["history"][0]["loss"], rel=1e-4)
+
+
+def test_a_run_in_parts_is_a_run_like_others(photos, tmp_path):
+    config = config_for(photos, micro_batch=5, loss="ProxyAnchorLoss", epochs=1)
+    metrics = train(config, tmp_path / "run", quiet=True)
+    assert metrics["epochs"] == 1 and train(config, tmp_path / "run", resume=True, quiet=True) == metrics
+    model, _ = load_run(tmp_path / "run")  # as the network's own weights
+    tracked = [value for name, value in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert tracked and all(value == tracked[0] and value % 4 == 0 for value in tracked)  # four parts in each batch
+    with pytest.raises(ValueError, match="another configuration: micro_batch"):
+        train(config_for(photos, loss="ProxyAnchorLoss", epochs=1), tmp_path / "run", resume=True, quiet=True)
 
 
 def test_a_folder_in_use_is_left_alone(photos, tmp_path):
