@@ -148,7 +148,7 @@ def facts(device: str, threads: int | None) -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"machine": machine, "versions": versions, "commit": commit()}
+    return {"machine": machine, "versions": versions | {"torch": torch.__version__}, "commit": commit()}
 
 
 def use(device: str, threads: int | None) -> Callable[[], None]: # waits until the device has finished

@@ -146,19 +146,19 @@ def test_gradient_reaches_the_images_and_can_be_asked_for_twice():
 @pytest.mark.parametrize("device", DEVICES)
 def test_scaled_gradients_in_half_precision(device):
     kind, results = torch.float16 if device == "cuda" else torch.bfloat16, []
-    for size in (40, 1):
+    for size in (400, 1):
         network = small_network().to(device)
         scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
-        images, labels = batch(dtype=torch.float32, device=device)
+        images, labels = batch(400, torch.float32, device)
         with torch.autocast(device, dtype=kind):
             embeddings = InMicroBatches(network, micro_batch=size)(images)
         scaler.scale(MultiSimilarityLoss()(embeddings, labels)).backward()
         scaler.unscale_(optimizer)
         results.append((embeddings.dtype, gradient(network)))
     assert results[0][0] == results[1][0] == kind
-    # no worse for forty parts: their gradients are added up in float32
-    assert relative_error(results[1][1], results[0][1]) < 2 * torch.finfo(kind).eps
+    # rounded no more than a single part: the gradients of all are added up in float32
+    assert relative_error(results[1][1], results[0][1]) < torch.finfo(kind).eps
 
 
 @pytest.fixture
