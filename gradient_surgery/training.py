@@ -6,7 +6,7 @@
 __all__ = ['MILD', 'Config', 'read_config', 'native_precision', 'load_datasets', 'embed', 'epoch_seed', 'State', 'train_epoch',
            'train', 'fit', 'write_history', 'best_epoch', 'load_run', 'report', 'draw']
 
-# %% ../nbs/training.ipynb #2247f7bc
+# %% ../nbs/training.ipynb #421365ea
 import csv
 import json
 import platform
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +28,7 @@ from .data.emoji import Emoji
 from .data.folder import folder_splits
 from .data.sampling import BalancedSampler
 from .data.transforms import Augment, as_new_classes, normalise
+from .distributed import joined
 from .evaluation import evaluate, nearest
 from .files import replacing
 from .large_batches import InMicroBatches
@@ -118,7 +119,7 @@ def epoch_seed(
     "One seed for each epoch of each run."
     return (seed * 1_000_003 + epoch) % 2**63
 
-# %% ../nbs/training.ipynb #89c1065b
+# %% ../nbs/training.ipynb #53daa1b6
 class State:
     "A network in training: its weights, its optimiser, how far it came and how it fared."
     def __init__(
@@ -130,6 +131,8 @@ class State:
         self.loss = build_loss(
             config.loss, (classes, config.embedding_size), **config.loss_options
         ).to(accelerator.device)
+        if accelerator.num_processes > 1:
+            joined(self.loss) # of the batches of all processes together
         self.network = build_model( # as it is: embeds in float32, knows no other processes
             config.model, embedding_size=config.embedding_size, pretrained=config.pretrained)
         batch = config.num_classes * config.per_class
@@ -168,7 +171,7 @@ class State:
             part.load_state_dict(saved[name])
         self.history = saved["history"]
 
-# %% ../nbs/training.ipynb #2f750b22
+# %% ../nbs/training.ipynb #d5449b62
 def train_epoch(
     state: State,
     loader: DataLoader,
@@ -187,6 +190,8 @@ def train_epoch(
             images = as_new_classes(images, labels, generator)
         with accelerator.autocast():
             embeddings = state.model(augment(images, generator))
+        if accelerator.num_processes > 1: # whose gradients are averaged; the joined loss wants the sum
+            embeddings.register_hook(lambda gradient: accelerator.num_processes * gradient)
         try:
             value = state.loss(embeddings, labels)
         except ValueError as error:
@@ -199,7 +204,7 @@ def train_epoch(
         progress.update(len(images))
     return torch.stack(values).mean().item()
 
-# %% ../nbs/training.ipynb #7cde3d4d
+# %% ../nbs/training.ipynb #56a80b13
 def train(
     config: Config,
     folder: str | Path, # of this run
@@ -219,8 +224,9 @@ def train(
         training.labels, num_classes=config.num_classes, per_class=config.per_class,
         seed=config.seed)
     precision = native_precision() if config.precision == "auto" else config.precision
-    state = State(
-        config, len(sampler), Accelerator(mixed_precision=precision), len(training.class_names))
+    accelerator = Accelerator(mixed_precision=precision)
+    steps = -(-len(sampler) // accelerator.num_processes) # each takes its share of the batches
+    state = State(config, steps, accelerator, len(training.class_names))
     last = folder / "checkpoint" / "last.pt"
     if (folder / "metrics.json").exists():
         state.load(last) # only to see that it is the same configuration
@@ -228,15 +234,17 @@ def train(
     untrained = embed(state.network, test)
     if last.exists():
         state.load(last)
+    accelerator.wait_for_everyone() # all have looked at the folder before one writes
     last.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    if accelerator.is_main_process:
+        with replacing(folder / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     fit(state, training, validation, sampler, folder, quiet=quiet)
-    state.accelerator.wait_for_everyone() # the first process writes, all read
+    accelerator.wait_for_everyone() # the first process writes, all read
     load_weights(state.network, folder / "checkpoint" / "best.safetensors")
     return report(state, test, untrained, embed(state.network, test), folder)
 
-# %% ../nbs/training.ipynb #47f6290a
+# %% ../nbs/training.ipynb #3373125d
 def fit(
     state: State,
     training: Dataset,
@@ -261,16 +269,18 @@ def fit(
                 dealer.set_epoch(epoch)
         value = train_epoch(state, loader, augment, epoch, progress)
         seconds = time.perf_counter() - start
-        recall = evaluate(embed(state.network, validation), validation.labels, ks=(1,), nmi=False)
+        recall = [main and evaluate(
+            embed(state.network, validation), validation.labels, ks=(1,), nmi=False)["recall@1"]]
+        broadcast_object_list(recall) # all go by the first one's figure
         state.history.append({
-            "epoch": epoch, "loss": value, "recall@1": recall["recall@1"],
+            "epoch": epoch, "loss": value, "recall@1": recall[0],
             "learning_rate": state.schedule.get_last_lr()[0], "seconds": seconds})
         if main and best_epoch(state.history) == epoch:
             save_weights(state.network, folder / "checkpoint" / "best.safetensors")
         if main:
             state.save(folder / "checkpoint" / "last.pt")
             write_history(state.history, folder / "history.csv")
-        progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall['recall@1']:.1%}")
+        progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall[0]:.1%}")
     progress.close()
 
 

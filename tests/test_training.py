@@ -82,6 +82,21 @@ def test_stops_early(photos, tmp_path):
     assert metrics["epochs"] == metrics["epoch"] + 3
 
 
+def test_two_processes_train_one_network(photos, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(RUN)
+    (tmp_path / "config.yaml").write_text(
+        f"{{dataset: {photos}, image_size: 32, embedding_size: 16, num_classes: 6, per_class: 3, epochs: 2, precision: 'no'}}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, tmp_path / "config.yaml", tmp_path / "run"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["epochs"] == 2 and 0 <= metrics["after"]["recall@1"] <= 1
+
+
 RUN = """
 import sys
 from gradient_surgery.training import read_config, train
