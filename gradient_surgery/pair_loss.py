@@ -169,7 +169,7 @@ class Alone:
 
 ALONE = Alone()
 
-# %% ../nbs/pair_loss.ipynb #e1adf59d
+# %% ../nbs/pair_loss.ipynb #91c3eda5
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(eq=False, repr=False)
 class PairLoss(nn.Module):
@@ -181,7 +181,7 @@ class PairLoss(nn.Module):
     geometry: ClassVar[Geometry] = sphere # where the similarities are dot products
     passes: ClassVar[int] = 0 # how often `summarise` goes over all rows
     triangles: ClassVar[bool] = False # whether positives and negatives are compared, too
-    entries: ClassVar[int] = 2**20 # how many similarities are worked on at a time
+    entries: ClassVar[int] = 2**18 # how many similarities are worked on at a time
     kept: ClassVar[int] = 2**24 # up to how many are kept from pass to pass, and C in their place
     processes: ClassVar[Alone] = ALONE # who hold the other parts of the batch
 
@@ -334,7 +334,7 @@ class _Total:
     # an empty sum is 0, not 0/0
     count = property(lambda self: torch.where(self._count > 0, self._count, 1))
 
-# %% ../nbs/pair_loss.ipynb #6f5567f5
+# %% ../nbs/pair_loss.ipynb #281b1c48
 class _ExplicitGradient(torch.autograd.Function):
     "Computes the loss and its gradient together, and hands the gradient out when it is asked for."
 
@@ -359,15 +359,13 @@ class _ExplicitGradient(torch.autograd.Function):
                 return total.value / total.count
             if below:
                 G, H = G[: len(f)], H + G[len(f) :]
-            at_anchors, at_references = from_anchors(G), from_references(H)
+            at_anchors, at_references = from_anchors(G), None
             if joined:
-                at_anchors += processes.sum(at_references)[own]
-                at_references = None
-            elif y is None:
-                at_anchors += at_references
-                at_references = None
-            else:
-                at_references = processes.sum(at_references)
+                at_anchors += processes.sum(from_references(H))[own]
+            elif y is not None:
+                at_references = processes.sum(from_references(H))
+            elif not mutual:
+                at_anchors += from_references(H)
             gradients = [
                 at_anchors, at_references, *(total.parameters.get(name) for name in names)]
             inputs = [embeddings, references, *learned]
@@ -405,24 +403,25 @@ def _in_working_precision(embeddings, references):
     working = torch.promote_types(working, references.dtype)
     return embeddings.to(working), references.to(working)
 
-# %% ../nbs/pair_loss.ipynb #718ebd00
+# %% ../nbs/pair_loss.ipynb #b07ef712
 def _coefficient_products(
     loss, left, r, mutual, wanted, labels, reference_labels, own, anchored, processes
 ) -> tuple[_Total, Float[Tensor, "r d"], Float[Tensor, "n d"]]: # C r, and Cᵀ left
     kept = left @ r.T if len(left) * len(r) <= loss.kept else None # S, and in its place C
     similarity = (lambda rows: left[rows] @ r.T) if kept is None else kept.__getitem__
-    G, H, total = torch.zeros_like(left), torch.zeros_like(r), _Total()
-    for rows, terms in loss._terms(
-        similarity, labels, reference_labels, own, anchored, processes
-    ):
+    held, total = kept is not None, _Total()
+    G, H = (None, None) if held else (torch.zeros_like(left), torch.zeros_like(r))
+    for rows, terms in loss._terms(similarity, labels, reference_labels, own, anchored, processes):
         total.add(terms)
-        if kept is not None:
+        if held:
             kept[rows] = terms.coefficients
         elif wanted:
             G[rows] += terms.coefficients @ r
             H += terms.coefficients.T @ left[rows]
-    if not wanted or kept is None:
-        return total, G, H
-    if mutual: # both in one product, as if all came from the left
-        return total, kept.add_(kept.T.clone()) @ r, H
-    return total, kept @ r, kept.T @ left
+    if held and wanted and mutual: # C F and Cᵀ F in one product
+        G = kept.add_(kept.T.contiguous()) @ r
+    elif held and wanted:
+        G, H = kept @ r, kept.T @ left
+    elif mutual and wanted:
+        G += H
+    return total, G, H
