@@ -21,13 +21,14 @@ def to_sphere(
     length = x.norm(dim=1, keepdim=True)
     return x / length, length
 
-# %% ../nbs/geometry.ipynb #e0a544c1
+# %% ../nbs/geometry.ipynb #98367f2e
 def to_tangent(
     gradient: Float[Tensor, "n d"], # the gradient that arrives at the unit embeddings
     f: Float[Tensor, "n d"], # the unit embeddings
 ) -> Float[Tensor, "n d"]: # its part that is orthogonal to each f
     "Remove from each gradient its part along its embedding."
-    return gradient - (gradient * f).sum(1, keepdim=True) * f
+    along = torch.linalg.vecdot(gradient, f)[:, None]
+    return torch.addcmul(gradient, along, f, value=-1)
 
 # %% ../nbs/geometry.ipynb #6e5ef7c8
 class Direction(NamedTuple):
@@ -76,7 +77,7 @@ def tangent_length(
     "The length of a pull after the projection, $w(s)\\sqrt{1-s^2}$."
     return as_direction(direction).slope(s) * ((1 - s) * (1 + s)).clamp(min=0).sqrt()
 
-# %% ../nbs/geometry.ipynb #1f43b15f
+# %% ../nbs/geometry.ipynb #297a7185
 Back = Callable[[Float[Tensor, "n p"]], Float[Tensor, "n d"]] # a gradient, on its way to x
 
 
@@ -90,7 +91,7 @@ class Geometry(NamedTuple):
 
 def _on_sphere(x):
     f, length = to_sphere(x)
-    return f, lambda gradient: to_tangent(gradient, f) / length
+    return f, lambda gradient: to_tangent(gradient, f).div_(length)
 
 
 def _as_they_are(x):

@@ -334,7 +334,7 @@ class _Total:
     # an empty sum is 0, not 0/0
     count = property(lambda self: torch.where(self._count > 0, self._count, 1))
 
-# %% ../nbs/pair_loss.ipynb #281b1c48
+# %% ../nbs/pair_loss.ipynb #a7cfcefe
 class _ExplicitGradient(torch.autograd.Function):
     "Computes the loss and its gradient together, and hands the gradient out when it is asked for."
 
@@ -370,15 +370,16 @@ class _ExplicitGradient(torch.autograd.Function):
                 at_anchors, at_references, *(total.parameters.get(name) for name in names)]
             inputs = [embeddings, references, *learned]
             ctx.types = [None if g is None else i.dtype for g, i in zip(gradients, inputs)]
-            ctx.save_for_backward(*(g / total.count for g in gradients if g is not None))
+            ctx.save_for_backward(total.count, *(g for g in gradients if g is not None))
             return total.value / total.count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        saved = iter(ctx.saved_tensors)
+        count, *saved = ctx.saved_tensors
+        factor, saved = upstream / count, iter(saved)
         gradients = [
-            None if dtype is None else (upstream * next(saved)).to(dtype) for dtype in ctx.types]
+            None if dtype is None else (factor * next(saved)).to(dtype) for dtype in ctx.types]
         return None, *gradients[:2], *[None] * 6, *gradients[2:]
 
 

@@ -29,7 +29,7 @@ def widened(
         torch.where(falls, (theta + m).sin() * geodesic.slope(s), 1),
     )
 
-# %% ../../nbs/losses/arcface.ipynb #07d127c0
+# %% ../../nbs/losses/arcface.ipynb #ebf853b3
 class ArcFaceLoss(SoftmaxOverProxies):
     """Cross-entropy over proxies with a margin of angle, averaged over embeddings.
     Deng et al. 2019, eq. 3."""
@@ -39,9 +39,5 @@ class ArcFaceLoss(SoftmaxOverProxies):
     margin: float = 28.6 # m in degrees: by how much the angle to the own proxy is widened
     scale: float = 64.0 # γ: the higher, the more the nearest proxies alone count
 
-    def logits(self, similarity, own):
-        s, slope = widened(similarity, math.radians(self.margin))
-        return (
-            self.scale * torch.where(own, s, similarity),
-            self.scale * torch.where(own, slope, 1),
-        )
+    def target(self, s):
+        return widened(s, math.radians(self.margin))

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['CosFaceLoss']
 
-# %% ../../nbs/losses/cosface.ipynb #a56fd6f6
+# %% ../../nbs/losses/cosface.ipynb #3cc85064
+import torch
+
 from .normalized_softmax import SoftmaxOverProxies
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/cosface.ipynb #1e86e125
+# %% ../../nbs/losses/cosface.ipynb #156809be
 class CosFaceLoss(SoftmaxOverProxies):
     """Cross-entropy over proxies with a margin of similarity, averaged over embeddings.
     Wang et al. 2018."""
@@ -18,5 +20,5 @@ class CosFaceLoss(SoftmaxOverProxies):
     margin: float = 0.35 # m: by how much the own proxy has to be more similar
     scale: float = 64.0 # γ: the higher, the more the nearest proxies alone count
 
-    def logits(self, similarity, own):
-        return self.scale * (similarity - self.margin * own.to(similarity)), self.scale
+    def target(self, s):
+        return s - self.margin, torch.ones_like(s)

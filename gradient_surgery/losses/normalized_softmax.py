@@ -5,28 +5,29 @@
 # %% auto #0
 __all__ = ['cross_entropy', 'SoftmaxOverProxies', 'NormalizedSoftmaxLoss']
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #8cff6eb8
+# %% ../../nbs/losses/normalized_softmax.ipynb #6e26efe9
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..lists import soft_maximum
+from ..mining import all_columns
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #cec826a5
+# %% ../../nbs/losses/normalized_softmax.ipynb #c11aa676
 def cross_entropy(
     logits: Float[Tensor, "a k"],
-    own: Bool[Tensor, "a k"], # the one class of each row
+    own: Int[Tensor, "a o"], # the column of each row's class, if it has one
+    real: Bool[Tensor, "a o"], # whether it has
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "a k"]]: # its value, and its derivative by the logits
     "Cross-entropy of each row."
-    everything, share = soft_maximum(logits, torch.ones_like(own))
-    return everything - (logits * own).sum(1), share - own.to(share)
+    value = logits.logsumexp(1) - (logits.gather(1, own) * real).sum(1)
+    return value, logits.softmax(1).scatter_add_(1, own, -real.to(logits))
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #c83582b9
+# %% ../../nbs/losses/normalized_softmax.ipynb #eb70b6c2
 class SoftmaxOverProxies(ProxyLoss):
     """Cross-entropy over one proxy for each class, averaged over embeddings.
-    A subclass defines `logits`."""
+    A subclass defines `target`, and has a `scale`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -36,25 +37,23 @@ class SoftmaxOverProxies(ProxyLoss):
     def proxies(self):
         return self.W.T
 
-    def logits(
-        self,
-        similarity: Float[Tensor, "a k"],
-        own: Bool[Tensor, "a k"], # the one class of each row
-    ) -> tuple[Float[Tensor, "a k"], Float[Tensor, "a k"] | float]:
-        "The logits, and their derivative by the similarities."
-        raise NotImplementedError(f"{type(self).__name__} does not define logits(similarity, own)")
+    def target(
+        self, s: Float[Tensor, "a o"] # similarities to the own proxies
+    ) -> tuple[Float[Tensor, "a o"], Float[Tensor, "a o"]]:
+        "What stands for them in the logits, and its derivative."
+        return s, torch.ones_like(s)
 
     def rows(self, similarity, positives, negatives, batch):
-        z, slope = self.logits(similarity, positives)
-        value, by_logits = cross_entropy(z, positives)
-        return Terms(value, by_logits * slope)
+        own, real = all_columns(positives) # one, as there is one proxy for each class
+        s, slope = self.target(similarity.gather(1, own))
+        value, c = cross_entropy(self.scale * similarity.scatter(1, own, s), own, real)
+        c *= self.scale
+        return Terms(value, c.scatter_(1, own, c.gather(1, own) * slope))
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #4ce35676
+# %% ../../nbs/losses/normalized_softmax.ipynb #85e1fc6c
 class NormalizedSoftmaxLoss(SoftmaxOverProxies):
     """Cross-entropy of the similarities to the proxies, averaged over embeddings.
     Zhai and Wu 2019."""
     components = Components("cosine", "constant", "softmax over the proxies", "all proxies")
     temperature: float = 0.05 # τ: the lower, the more the nearest proxies alone count
-
-    def logits(self, similarity, own):
-        return similarity / self.temperature, 1 / self.temperature
+    scale = property(lambda self: 1 / self.temperature)

@@ -14,12 +14,11 @@ from torch.nn.functional import logsigmoid
 from ..mining import mine
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/selectively_contrastive.ipynb #4efcaa64
+# %% ../../nbs/losses/selectively_contrastive.ipynb #9714b9a8
 class SelectivelyContrastiveTripletLoss(PairLoss):
     """Selectively contrastive triplet loss, averaged over the anchors that have a triplet.
     Xuan et al. 2020."""
-    components = Components(
-        "cosine", "constant", "sigmoid; hard ones push only", "easiest positive, hardest negative")
+    components = Components("cosine", "constant", "cut sigmoid", "easiest positive, hardest negative")
     weight: float = 1.0 # λ: of a hard negative's similarity
     temperature: float = 0.1 # τ
     limit: float = 1.0 # a negative beyond this similarity is always hard; 0.8 in the authors' code

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['soft_nearest', 'SoftTripleLoss']
 
-# %% ../../nbs/losses/soft_triple.ipynb #0c3f440b
+# %% ../../nbs/losses/soft_triple.ipynb #7a46ca8a
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .normalized_softmax import cross_entropy
+from ..mining import all_columns
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
@@ -24,7 +25,7 @@ def soft_nearest(
     S = (q * s).sum(2)
     return S, q * (1 + (s - S[:, :, None]) / gamma)
 
-# %% ../../nbs/losses/soft_triple.ipynb #11139db7
+# %% ../../nbs/losses/soft_triple.ipynb #cc5d83b0
 class SoftTripleLoss(ProxyLoss):
     """Cross-entropy over classes with several centres each, averaged over embeddings.
     Qian et al. 2019, without regulariser."""
@@ -49,6 +50,7 @@ class SoftTripleLoss(ProxyLoss):
     def rows(self, similarity, positives, negatives, batch):
         classes = batch.reference_labels.unique()
         S, share = soft_nearest(similarity.unflatten(1, (len(classes), -1)), self.gamma)
-        own = batch.labels[:, None] == classes
-        value, by_logits = cross_entropy(self.la * (S - self.margin * own.to(S)), own)
+        own, real = all_columns(batch.labels[:, None] == classes)
+        S.scatter_add_(1, own, -self.margin * real.to(S))
+        value, by_logits = cross_entropy(self.la * S, own, real)
         return Terms(value, self.la * (by_logits[:, :, None] * share).flatten(1))
