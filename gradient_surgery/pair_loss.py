@@ -169,7 +169,7 @@ class Alone:
 
 ALONE = Alone()
 
-# %% ../nbs/pair_loss.ipynb #91c3eda5
+# %% ../nbs/pair_loss.ipynb #7fe89e8d
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(eq=False, repr=False)
 class PairLoss(nn.Module):
@@ -259,7 +259,8 @@ class PairLoss(nn.Module):
         C = torch.zeros_like(similarity)
         with torch.no_grad():
             for rows, terms in self._terms(
-                similarity.__getitem__, labels, reference_labels, own, reference_labels is None, ALONE
+                similarity.__getitem__, labels, reference_labels, own,
+                reference_labels is None, ALONE, self.entries
             ):
                 total.add(terms)
                 C[rows] = terms.coefficients
@@ -273,12 +274,13 @@ class PairLoss(nn.Module):
         own: Int[Tensor, "all"] | None,
         anchored: bool, # whether the columns are anchors themselves, here or in another process
         processes: Alone,
+        entries: int, # similarities in a chunk
     ) -> Iterator[tuple[slice, Terms]]:
         square, number = reference_labels is None, len(labels)
         if square:
             reference_labels, own = labels, torch.arange(number, device=labels.device)
         below = len(reference_labels) if self.triangles and not square else 0 # their own rows
-        height = number if self.triangles else max(1, self.entries // len(reference_labels))
+        height = number if self.triangles else max(1, entries // len(reference_labels))
         chunks = [slice(start, min(start + height, number)) for start in range(0, number, height)]
 
         @lru_cache(maxsize=1)
@@ -404,7 +406,7 @@ def _in_working_precision(embeddings, references):
     working = torch.promote_types(working, references.dtype)
     return embeddings.to(working), references.to(working)
 
-# %% ../nbs/pair_loss.ipynb #b07ef712
+# %% ../nbs/pair_loss.ipynb #aa6ceb2e
 def _coefficient_products(
     loss, left, r, mutual, wanted, labels, reference_labels, own, anchored, processes
 ) -> tuple[_Total, Float[Tensor, "r d"], Float[Tensor, "n d"]]: # C r, and Cᵀ left
@@ -412,7 +414,10 @@ def _coefficient_products(
     similarity = (lambda rows: left[rows] @ r.T) if kept is None else kept.__getitem__
     held, total = kept is not None, _Total()
     G, H = (None, None) if held else (torch.zeros_like(left), torch.zeros_like(r))
-    for rows, terms in loss._terms(similarity, labels, reference_labels, own, anchored, processes):
+    entries = loss.entries if held else 16 * loss.entries # the products want more than a few rows
+    for rows, terms in loss._terms(
+        similarity, labels, reference_labels, own, anchored, processes, entries
+    ):
         total.add(terms)
         if held:
             kept[rows] = terms.coefficients

@@ -59,7 +59,7 @@ def sort_triplets(
     by_D.scatter_add_(1, column.gather(1, threshold.indices), in_n.to(D.dtype))
     return value, in_n.sum(1), by_D
 
-# %% ../../nbs/losses/triplet.ipynb #fc876c9b
+# %% ../../nbs/losses/triplet.ipynb #680b3150
 def list_triplets(
     D: Float[Tensor, "r n"], # with swap and references, their own rows as well
     positives: tuple[Int[Tensor, "r p"], Bool[Tensor, "r p"]], # their columns, and which are real
@@ -69,19 +69,23 @@ def list_triplets(
     smooth: bool = False,
 ) -> tuple[Float[Tensor, "r"], Float[Tensor, "r"], Float[Tensor, "r n"]]:
     "The same from all triplets, one positive of every anchor at a time."
-    value, count, by_D = torch.zeros_like(D[:, 0]), torch.zeros_like(D[:, 0]), torch.zeros_like(D)
-    between = D[-D.shape[1] :] # the columns' own rows
-    for p, real in zip(*(part.unbind(1) for part in positives)):
-        D_an = torch.minimum(D, between[p]) if swap else D
-        v = D.gather(1, p[:, None]) + margin - D_an
-        v.masked_fill_(~(negatives & real[:, None]), -torch.inf)
-        term, T = soft_hinge(v) if smooth else (v.clamp(min=0), (v > 0).to(v.dtype))
+    p, real = positives
+    threshold = (D.gather(1, p) + margin).masked_fill_(~real, -torch.inf)
+    value, count, c = torch.zeros_like(D[:, 0]), torch.zeros_like(D[:, 0]), torch.zeros_like(D)
+    between, far = D[-D.shape[1] :], D.masked_fill(~negatives, torch.inf) # the columns' own rows
+    for column, beyond in zip(p.T, threshold.T):
+        if swap:
+            far = torch.minimum(D, between[column]).masked_fill_(~negatives, torch.inf)
+        v = beyond[:, None] - far
+        T = v.sigmoid() if smooth else v > 0
+        term = soft_hinge(v)[0] if smooth else v.clamp_(min=0)
+        acts = T.sum(1).to(D.dtype)
         value += term.sum(1)
-        count += (term > 0).sum(1) if smooth else T.sum(1)
-        by_D.scatter_add_(1, p[:, None], T.sum(1, keepdim=True))
+        count += (term > 0).sum(1) if smooth else acts
+        c.scatter_add_(1, column[:, None], -acts[:, None])
         if swap: # where the positive is the nearer one, it is pushed instead of the anchor
-            swapped = T * (between[p] < D)
-            by_D[-len(between) :].index_add_(0, p, -swapped)
-            T = T - swapped
-        by_D -= T
-    return value, count, by_D
+            nearer = between[column] < D
+            c[-len(between) :].index_add_(0, column, (T * nearer).to(D.dtype))
+            T = T * ~nearer
+        c += T
+    return value, count, c.neg_()
