@@ -74,22 +74,24 @@ def step(loss, x, labels):
     return run
 
 
-def floor(x):
-    "The two products, into memory of their own as in any implementation."
+def floor(x, loss):
+    "The two products with the batch or the loss's proxies, into memory of their own as in any implementation."
     import torch
 
     f = x.detach()
-    coefficients = torch.randn(len(f), len(f), device=f.device, dtype=f.dtype)
+    r = getattr(loss, "proxies", f).detach()
+    coefficients = torch.randn(len(f), len(r), device=f.device, dtype=f.dtype)
 
     def run():
-        return f @ f.T, coefficients @ f
+        return f @ r.T, coefficients @ r
     return run
 
 
 def timing(case: dict, with_rival: bool) -> dict:
     synchronise = use(case["device"], case["threads"])
     x, labels = batch(case)
-    calls = {"floor": floor(x), "ours": step(build(case, "ours"), x, labels)}
+    ours = build(case, "ours")
+    calls = {"floor": floor(x, ours), "ours": step(ours, x, labels)}
     if with_rival and (rival := build(case, "rival")) is not None:
         calls["rival"] = step(rival, x, labels)
     milliseconds, repeats, failed = in_turn(calls, seconds=case["seconds"], synchronise=synchronise)
@@ -199,15 +201,15 @@ def large(case: dict) -> dict:
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--losses", nargs="+", metavar="NAME", help="names of the catalogue; by default all of it")
-    parser.add_argument("--n", nargs="+", type=int, default=[256, 512, 1024, 2048, 4096], help="batch sizes")
-    parser.add_argument("--d", nargs="+", type=int, default=[128], help="dimensions of an embedding")
+    parser.add_argument("--n", nargs="+", type=int, default=[128, 512, 1024], help="batch sizes")
+    parser.add_argument("--d", nargs="+", type=int, default=[512], help="dimensions of an embedding")
     parser.add_argument("--per-class", nargs="+", type=int, default=[4], help="images of each class")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, help="by default as many as PyTorch takes")
-    parser.add_argument("--seconds", type=float, default=3, help="for each implementation at each size, roughly")
-    parser.add_argument("--patience", type=float, default=20, help="seconds that a single step of the rival may take")
-    parser.add_argument("--memory", type=float, default=8, metavar="GB", help="that a process may allocate")
+    parser.add_argument("--seconds", type=float, default=1, help="for each implementation at each size, roughly")
+    parser.add_argument("--patience", type=float, default=30, help="seconds that a single step of the rival may take")
+    parser.add_argument("--memory", type=float, default=14, metavar="GB", help="that a process may allocate")
     parser.add_argument("--memory-from", type=int, default=1024, metavar="N", help="smallest batch whose memory is measured")
     parser.add_argument("--large", nargs="*", default=LARGE, metavar="LOSS:N", help="batches whose memory alone is measured")
     parser.add_argument("--output", default="runs/speed/losses.json", metavar="FILE")
@@ -233,7 +235,7 @@ def main(options: argparse.Namespace) -> None:
                     write(options.output, result)
                     print(line(row), flush=True)
     for name, n in (chosen.split(":") for chosen in options.large):
-        case = common | {"loss": name, "n": int(n), "d": options.d[0], "per_class": options.per_class[0]}
+        case = common | {"loss": name, "n": int(n), "d": 128, "per_class": options.per_class[0]}
         row = large(case)
         result["large"].append(row)
         write(options.output, result)
