@@ -169,7 +169,7 @@ class Alone:
 
 ALONE = Alone()
 
-# %% ../nbs/pair_loss.ipynb #7fe89e8d
+# %% ../nbs/pair_loss.ipynb #76b945b0
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(eq=False, repr=False)
 class PairLoss(nn.Module):
@@ -181,6 +181,7 @@ class PairLoss(nn.Module):
     geometry: ClassVar[Geometry] = sphere # where the similarities are dot products
     passes: ClassVar[int] = 0 # how often `summarise` goes over all rows
     triangles: ClassVar[bool] = False # whether positives and negatives are compared, too
+    triplets: ClassVar[bool] = False # whether `rows` holds a number for each triplet
     entries: ClassVar[int] = 2**18 # how many similarities are worked on at a time
     kept: ClassVar[int] = 2**24 # up to how many are kept from pass to pass, and C in their place
     processes: ClassVar[Alone] = ALONE # who hold the other parts of the batch
@@ -280,7 +281,10 @@ class PairLoss(nn.Module):
         if square:
             reference_labels, own = labels, torch.arange(number, device=labels.device)
         below = len(reference_labels) if self.triangles and not square else 0 # their own rows
-        height = number if self.triangles else max(1, entries // len(reference_labels))
+        width = len(reference_labels)
+        if self.triplets: # a row of numbers for each positive
+            width *= int(reference_labels.unique(return_counts=True)[1].max())
+        height = number if self.triangles else max(1, entries // width)
         chunks = [slice(start, min(start + height, number)) for start in range(0, number, height)]
 
         @lru_cache(maxsize=1)

@@ -37,7 +37,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #d9d88557
+# %% ../nbs/surgery.ipynb #cc7c7c8e
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
@@ -61,6 +61,8 @@ class GradientSurgery(PairLoss):
         self.mining = as_miner(mining)
         self.mining_name = (
             mining if isinstance(mining, str) else getattr(mining, "__name__", "custom"))
+
+    triplets = property(lambda self: self.mining_name in ("all", "custom"))
 
     @property
     def components(self) -> Components:

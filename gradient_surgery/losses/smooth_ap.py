@@ -11,12 +11,13 @@ import torch
 from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/smooth_ap.ipynb #cd46b3c0
+# %% ../../nbs/losses/smooth_ap.ipynb #da2162d4
 class SmoothAPLoss(PairLoss):
     """1 minus smoothed average precision, averaged over the anchors that have a positive.
     Brown et al. 2020."""
     components = Components("cosine", "constant", "slope of a sigmoid, by rank", "all pairs")
-    entries = 2**18 # similarities at a time: each is compared with those of all relevant items
+    triplets = True # each similarity is compared with those of all relevant items
+    entries = 2**20
     temperature: float = 0.01 # τ: differences well above it count as a full step
 
     def rows(self, similarity, positives, negatives, batch):
