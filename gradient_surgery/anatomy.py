@@ -357,10 +357,10 @@ def _direction(s, u, v, *, tolerance: float = 1e-6) -> str:
     flattest = min(DIRECTIONS, key=variation)
     return flattest if variation(flattest) < tolerance else "cosine"
 
-# %% ../nbs/anatomy.ipynb #fe47e120
+# %% ../nbs/anatomy.ipynb #382d63aa
 @dataclass(frozen=True)
-class Dissection:
-    "What a loss says to a batch, and how it is composed."
+class _OnBatch:
+    "What a loss says to a batch."
     name: str
     value: Float[Tensor, ""] # the loss
     coefficients: Float[Tensor, "n m"] # C: negative pulls together, positive pushes apart
@@ -400,6 +400,9 @@ class Dissection:
         pairs = self.positives | self.negatives
         return ((self.coefficients != 0) & pairs).sum().item() / max(1, pairs.sum().item())
 
+# %% ../nbs/anatomy.ipynb #9a036cf1
+class _Composed(_OnBatch):
+    "What a loss says to a batch, and how it is composed."
     @cached_property
     def factors(self) -> Factors:
         """The loss's composition, from single triplets on a grid of similarities (`factorise`).
@@ -444,6 +447,9 @@ class Dissection:
         "How far the coefficients of a triplet are from triplet weight times pair weight."
         return self.factors.error
 
+# %% ../nbs/anatomy.ipynb #56aca0cf
+class Dissection(_Composed):
+    "What a loss says to a batch, how it is composed, and how it prints, draws and exports itself."
     def summary(self) -> dict[str, str]:
         "Everything in one line each."
         lines = {
@@ -484,7 +490,7 @@ class Dissection:
             "similarity": S, "coefficient": C})
 
     def plot(self, path: str | None = None) -> None:
-        "Draw the coefficients, the field, the pair weights and the triplet weight."
+        "Draw the coefficients, and where the loss can be asked, pair weights and triplet weight."
         from gradient_surgery.plots import show_dissection # drawing comes after anatomy
 
         show_dissection(self, path=path)

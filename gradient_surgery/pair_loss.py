@@ -169,7 +169,7 @@ class Alone:
 
 ALONE = Alone()
 
-# %% ../nbs/pair_loss.ipynb #76b945b0
+# %% ../nbs/pair_loss.ipynb #7f1e7825
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(eq=False, repr=False)
 class PairLoss(nn.Module):
@@ -259,56 +259,13 @@ class PairLoss(nn.Module):
         total = _Total()
         C = torch.zeros_like(similarity)
         with torch.no_grad():
-            for rows, terms in self._terms(
-                similarity.__getitem__, labels, reference_labels, own,
+            for rows, terms in _terms(
+                self, similarity.__getitem__, labels, reference_labels, own,
                 reference_labels is None, ALONE, self.entries
             ):
                 total.add(terms)
                 C[rows] = terms.coefficients
         return total.value / total.count, C / total.count
-
-    def _terms(
-        self,
-        similarity: Callable[[slice], Float[Tensor, "r n"]], # gives some rows of S
-        labels: Int[Tensor, "all"],
-        reference_labels: Int[Tensor, "n"] | None,
-        own: Int[Tensor, "all"] | None,
-        anchored: bool, # whether the columns are anchors themselves, here or in another process
-        processes: Alone,
-        entries: int, # similarities in a chunk
-    ) -> Iterator[tuple[slice, Terms]]:
-        square, number = reference_labels is None, len(labels)
-        if square:
-            reference_labels, own = labels, torch.arange(number, device=labels.device)
-        below = len(reference_labels) if self.triangles and not square else 0 # their own rows
-        width = len(reference_labels)
-        if self.triplets: # a row of numbers for each positive
-            width *= int(reference_labels.unique(return_counts=True)[1].max())
-        height = number if self.triangles else max(1, entries // width)
-        chunks = [slice(start, min(start + height, number)) for start in range(0, number, height)]
-
-        @lru_cache(maxsize=1)
-        def pairs(index: int):
-            rows = chunks[index]
-            known = labels[rows], reference_labels, None if own is None else own[rows]
-            masks = pair_masks(*known)
-            if below:
-                rows = slice(0, number + below)
-                masks = (torch.nn.functional.pad(mask, (0, 0, 0, below)) for mask in masks)
-            return rows, (similarity(rows), *masks), known
-
-        summary = None
-        for once in range(self.passes + 1):
-            summaries = []
-            for index in range(len(chunks)):
-                rows, seen, known = pairs(index)
-                batch = Batch(*known, summary, summary if anchored else None)
-                if once == self.passes:
-                    yield rows, self.rows(*seen, batch)
-                else:
-                    summaries.append(self.summarise(*seen, batch))
-            if summaries:
-                summary = processes.gather(torch.cat(summaries))
 
     def extra_repr(self) -> str:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -316,6 +273,50 @@ class PairLoss(nn.Module):
             value.name if isinstance(value, Direction)
             else value.tolist() if isinstance(value, Tensor) else value)
         return ", ".join(f"{name}={shown(value)!r}" for name, value in values.items())
+
+# %% ../nbs/pair_loss.ipynb #1801dad1
+def _terms(
+    loss: PairLoss,
+    similarity: Callable[[slice], Float[Tensor, "r n"]], # gives some rows of S
+    labels: Int[Tensor, "all"],
+    reference_labels: Int[Tensor, "n"] | None,
+    own: Int[Tensor, "all"] | None,
+    anchored: bool, # whether the columns are anchors themselves, here or in another process
+    processes: Alone,
+    entries: int, # similarities in a chunk
+) -> Iterator[tuple[slice, Terms]]:
+    square, number = reference_labels is None, len(labels)
+    if square:
+        reference_labels, own = labels, torch.arange(number, device=labels.device)
+    below = len(reference_labels) if loss.triangles and not square else 0 # their own rows
+    width = len(reference_labels)
+    if loss.triplets: # a row of numbers for each positive
+        width *= int(reference_labels.unique(return_counts=True)[1].max())
+    height = number if loss.triangles else max(1, entries // width)
+    chunks = [slice(start, min(start + height, number)) for start in range(0, number, height)]
+
+    @lru_cache(maxsize=1)
+    def pairs(index: int):
+        rows = chunks[index]
+        known = labels[rows], reference_labels, None if own is None else own[rows]
+        masks = pair_masks(*known)
+        if below:
+            rows = slice(0, number + below)
+            masks = (torch.nn.functional.pad(mask, (0, 0, 0, below)) for mask in masks)
+        return rows, (similarity(rows), *masks), known
+
+    summary = None
+    for once in range(loss.passes + 1):
+        summaries = []
+        for index in range(len(chunks)):
+            rows, seen, known = pairs(index)
+            batch = Batch(*known, summary, summary if anchored else None)
+            if once == loss.passes:
+                yield rows, loss.rows(*seen, batch)
+            else:
+                summaries.append(loss.summarise(*seen, batch))
+        if summaries:
+            summary = processes.gather(torch.cat(summaries))
 
 # %% ../nbs/pair_loss.ipynb #9343d610
 class _Total:
@@ -410,7 +411,7 @@ def _in_working_precision(embeddings, references):
     working = torch.promote_types(working, references.dtype)
     return embeddings.to(working), references.to(working)
 
-# %% ../nbs/pair_loss.ipynb #aa6ceb2e
+# %% ../nbs/pair_loss.ipynb #89c141a8
 def _coefficient_products(
     loss, left, r, mutual, wanted, labels, reference_labels, own, anchored, processes
 ) -> tuple[_Total, Float[Tensor, "r d"], Float[Tensor, "n d"]]: # C r, and Cᵀ left
@@ -419,8 +420,8 @@ def _coefficient_products(
     held, total = kept is not None, _Total()
     G, H = (None, None) if held else (torch.zeros_like(left), torch.zeros_like(r))
     entries = loss.entries if held else 16 * loss.entries # the products want more than a few rows
-    for rows, terms in loss._terms(
-        similarity, labels, reference_labels, own, anchored, processes, entries
+    for rows, terms in _terms(
+        loss, similarity, labels, reference_labels, own, anchored, processes, entries
     ):
         total.add(terms)
         if held:

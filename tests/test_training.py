@@ -84,7 +84,7 @@ def test_stops_early(photos, tmp_path):
 
 def test_two_processes_train_one_network(photos, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(RUN)
+    script.write_text(RUN + "from accelerate import PartialState\nassert PartialState().num_processes == 2\n")
     (tmp_path / "config.yaml").write_text(
         f"{{dataset: {photos}, image_size: 32, embedding_size: 16, num_classes: 6, per_class: 3, epochs: 2, precision: 'no'}}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
