@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# %% ../nbs/geometry.ipynb #02314965
+# %% ../nbs/geometry.ipynb #4f7e5463
 def to_sphere(
     x: Float[Tensor, "n d"], # raw embeddings, none of them zero
+    length: Float[Tensor, "n 1"] | None = None, # their lengths, if they are known
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"]]: # unit embeddings f, and the lengths of x
     "Divide each embedding by its length."
-    length = x.norm(dim=1, keepdim=True)
+    length = x.norm(dim=1, keepdim=True) if length is None else length
     return x / length, length
 
 # %% ../nbs/geometry.ipynb #98367f2e
@@ -37,12 +38,12 @@ class Direction(NamedTuple):
     distance: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # D(s), decreasing
     slope: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # w(s) = -dD/ds
 
-# %% ../nbs/geometry.ipynb #59950d09
+# %% ../nbs/geometry.ipynb #92f1a861
 def _inverse_root(
     square: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]: # 1/sqrt(square), and 0 where square is no more than rounding
-    certain = square > 8 * torch.finfo(square.dtype).eps
-    return torch.where(certain, square.clamp(min=torch.finfo(square.dtype).tiny).rsqrt(), 0)
+    least = 8 * torch.finfo(square.dtype).eps
+    return torch.threshold(square, least, torch.inf).rsqrt() # of infinity it is 0
 
 
 cosine = Direction("cosine", lambda s: 1 - s, torch.ones_like)
@@ -77,24 +78,24 @@ def tangent_length(
     "The length of a pull after the projection, $w(s)\\sqrt{1-s^2}$."
     return as_direction(direction).slope(s) * ((1 - s) * (1 + s)).clamp(min=0).sqrt()
 
-# %% ../nbs/geometry.ipynb #297a7185
+# %% ../nbs/geometry.ipynb #ef88858a
 Back = Callable[[Float[Tensor, "n p"]], Float[Tensor, "n d"]] # a gradient, on its way to x
 
 
 class Geometry(NamedTuple):
     "How raw embeddings become the points whose dot products are the similarities."
     name: str
-    # both: raw embeddings -> their points, and the way back
-    anchor: Callable[[Float[Tensor, "n d"]], tuple[Float[Tensor, "n p"], Back]]
-    reference: Callable[[Float[Tensor, "n d"]], tuple[Float[Tensor, "n p"], Back]]
+    # both: raw embeddings, and their lengths if known -> their points, and the way back
+    anchor: Callable[..., tuple[Float[Tensor, "n p"], Back]]
+    reference: Callable[..., tuple[Float[Tensor, "n p"], Back]]
 
 
-def _on_sphere(x):
-    f, length = to_sphere(x)
+def _on_sphere(x, length=None):
+    f, length = to_sphere(x, length)
     return f, lambda gradient: to_tangent(gradient, f).div_(length)
 
 
-def _as_they_are(x):
+def _as_they_are(x, length=None):
     return x, lambda gradient: gradient
 
 

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['AngularLoss', 'over_pairs']
 
-# %% ../../nbs/losses/angular.ipynb #301a8a30
+# %% ../../nbs/losses/angular.ipynb #156c8716
 import math
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..lists import soft_maximum
-from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/angular.ipynb #9b910081
+# %% ../../nbs/losses/angular.ipynb #adb00070
 class AngularLoss(PairLoss):
     "Angular loss, averaged over positive pairs. Wang et al. 2017."
     components = Components("cosine", "constant", "softmax over the list", "all triplets")
@@ -24,7 +23,7 @@ class AngularLoss(PairLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         t = math.tan(math.radians(self.alpha)) ** 2
-        p, real = all_columns(positives)
+        p, real = batch.positives()
         s_pn = similarity[-similarity.shape[1] :][p] # [a, p, n], from the columns' own rows
         v = 4 * t * (similarity[:, None] + s_pn) - 2 * (1 + t) * similarity.gather(1, p)[:, :, None]
         triplets = (real[:, :, None] & negatives[:, None]).flatten(0, 1)

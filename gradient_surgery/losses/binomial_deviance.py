@@ -12,7 +12,7 @@ from ..lists import soft_hinge
 from .contrastive import MeanOverPairs, Pairs
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/binomial_deviance.ipynb #a4736833
+# %% ../../nbs/losses/binomial_deviance.ipynb #5a57f99e
 class BinomialDevianceLoss(MeanOverPairs):
     """Binomial deviance, averaged over positive pairs and over negative pairs.
     Yi et al. 2014; Ustinova and Lempitsky 2016."""
@@ -23,9 +23,9 @@ class BinomialDevianceLoss(MeanOverPairs):
 
     def pull(self, s):
         value, slope = soft_hinge(self.alpha * (self.base - s))
-        return Pairs(torch.ones_like(s, dtype=torch.bool), value, -self.alpha * slope)
+        return Pairs(torch.ones_like(s), value, -self.alpha * slope)
 
     def push(self, s):
         beta = self.alpha * self.cost
         value, slope = soft_hinge(beta * (s - self.base))
-        return Pairs(torch.ones_like(s, dtype=torch.bool), value, beta * slope)
+        return Pairs(torch.ones_like(s), value, beta * slope)

@@ -11,7 +11,7 @@ import torch
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/circle.ipynb #f2386cde
+# %% ../../nbs/losses/circle.ipynb #8bb38f25
 class CircleLoss(PairLoss):
     """Circle loss, averaged over the anchors whose value is not zero. Sun et al. 2020, eq. 6.
     By default the coefficients are not the derivative of the value: see `detached`."""
@@ -22,11 +22,14 @@ class CircleLoss(PairLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         s, m, gamma = similarity, self.m, self.gamma
-        alpha_p, alpha_n = (1 + m - s).clamp(min=0), (s + m).clamp(min=0)
-        far, pull = soft_maximum(-gamma * alpha_p * (s - 1 + m), positives)
+        p, real = batch.positives()
+        s_p = s.gather(1, p)
+        alpha_p, alpha_n = (1 + m - s_p).clamp(min=0), (s + m).clamp(min=0)
+        far, pull = soft_maximum(-gamma * alpha_p * (s_p - 1 + m), real)
         near, push = soft_maximum(gamma * alpha_n * (s - m), negatives)
         if not self.detached:
-            alpha_p, alpha_n = 2 * (1 - s) * (alpha_p > 0), 2 * s * (alpha_n > 0)
+            alpha_p, alpha_n = 2 * (1 - s_p) * (alpha_p > 0), 2 * s * (alpha_n > 0)
         value = torch.logaddexp(far + near, s.new_zeros(()))
-        c = gamma * (push * alpha_n - pull * alpha_p) * torch.sigmoid(far + near)[:, None]
+        c = (push * alpha_n).scatter_add_(1, p, -pull * alpha_p)
+        c *= gamma * torch.sigmoid(far + near)[:, None]
         return Terms(value, c, (value > 0).to(s.dtype))

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['weight_of_one', 'Pairs', 'MeanOverPairs', 'ContrastiveLoss']
 
-# %% ../../nbs/losses/contrastive.ipynb #c8750427
+# %% ../../nbs/losses/contrastive.ipynb #ae1b42d9
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import Direction
-from ..mining import all_columns
+from ..lists import hinge
 from ..pair_loss import Components, PairLoss, Terms
 
 # %% ../../nbs/losses/contrastive.ipynb #af33f4b4
@@ -24,10 +24,10 @@ def weight_of_one(
     average = counts.mean(0)
     return torch.where(average > 0, 1 / average, 0)
 
-# %% ../../nbs/losses/contrastive.ipynb #48f229c6
+# %% ../../nbs/losses/contrastive.ipynb #50edf896
 class Pairs(NamedTuple):
     "What a loss says about pairs of given similarities."
-    counted: Bool[Tensor, "a n"] # which of them the mean is taken over
+    counted: Float[Tensor, "a n"] # 1 for those that the mean is taken over, else 0
     value: Float[Tensor, "a n"] # what each pays
     derivative: Float[Tensor, "a n"] # of the value by the similarity
 
@@ -37,25 +37,25 @@ class MeanOverPairs(PairLoss):
     Subclasses define `pull` and `push`, what they say about a positive and about a negative."""
     passes = 1
 
-    def kinds(self, similarity, positives, negatives):
+    def kinds(self, similarity, batch):
         "Columns, which of the pairs count, values and derivatives: of positives, of negatives."
-        p, real = all_columns(positives)
+        p, real = batch.positives()
         pull, push = self.pull(similarity.gather(1, p)), self.push(similarity)
-        return p, (pull.counted & real, *pull[1:]), (push.counted & negatives, *push[1:])
+        return p, (pull.counted * real, *pull[1:]), (batch.negatives_of(push.counted), *push[1:])
 
     def summarise(self, similarity, positives, negatives, batch):
-        _, *kinds = self.kinds(similarity, positives, negatives)
-        return torch.stack([counted.sum(1) for counted, *_ in kinds], dim=1).to(similarity)
+        _, *kinds = self.kinds(similarity, batch)
+        return torch.stack([counted.sum(1) for counted, *_ in kinds], dim=1)
 
     def rows(self, similarity, positives, negatives, batch):
-        p, *kinds = self.kinds(similarity, positives, negatives)
+        p, *kinds = self.kinds(similarity, batch)
         pulls, pushes = (
             one * counted for one, (counted, *_) in zip(weight_of_one(batch.summary), kinds))
         (_, pull, by_pull), (_, push, by_push) = kinds
         c = (pushes * by_push).scatter_add_(1, p, pulls * by_pull)
         return Terms((pulls * pull).sum(1) + (pushes * push).sum(1), c)
 
-# %% ../../nbs/losses/contrastive.ipynb #d1a5b469
+# %% ../../nbs/losses/contrastive.ipynb #306ae1ae
 class ContrastiveLoss(MeanOverPairs):
     """Contrastive loss, averaged over the active positive pairs and over the active negative pairs.
     Hadsell et al. 2006, eq. 4, without its squares."""
@@ -65,9 +65,9 @@ class ContrastiveLoss(MeanOverPairs):
     direction: str | Direction = "euclidean" # the distance of both margins
 
     def pull(self, s):
-        too_far = self.direction.distance(s) - self.pos_margin
-        return Pairs(too_far > 0, too_far, -self.direction.slope(s))
+        value, counted = hinge(self.direction.distance(s) - self.pos_margin)
+        return Pairs(counted, value, -self.direction.slope(s))
 
     def push(self, s):
-        too_near = self.neg_margin - self.direction.distance(s)
-        return Pairs(too_near > 0, too_near, self.direction.slope(s))
+        value, counted = hinge(self.neg_margin - self.direction.distance(s))
+        return Pairs(counted, value, self.direction.slope(s))

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['CrossBatchMemory', 'check_enqueued', 'check_mask']
 
-# %% ../../nbs/losses/cross_batch_memory.ipynb #efb77800
+# %% ../../nbs/losses/cross_batch_memory.ipynb #64b352f8
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..pair_loss import Operands, PairLoss, which_pairs
+from ..pair_loss import Operands, PairLoss, find_members, which_pairs
 from ..proxy_loss import ProxyLoss, check_size
 
-# %% ../../nbs/losses/cross_batch_memory.ipynb #b38dfdf0
+# %% ../../nbs/losses/cross_batch_memory.ipynb #3d9f3d43
 class CrossBatchMemory(nn.Module):
     """A pair loss between each batch and the last embeddings, those of the batch included;
     averaged as in the loss inside. Wang et al. 2020.
@@ -83,7 +83,7 @@ class CrossBatchMemory(nn.Module):
             embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
         compared = self.operands(embeddings, labels)
         if self.filled < self.memory_size and not all(
-            which_pairs(labels, compared.reference_labels, self.own)
+            which_pairs(find_members(labels, compared.reference_labels), self.own)
         ):
             return (embeddings * 0).sum() # zero, and its gradient is zeros
         return self.loss(*compared)

@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['LiftedStructureLoss', 'both_ends']
 
-# %% ../../nbs/losses/lifted_structure.ipynb #77ae4a4e
+# %% ../../nbs/losses/lifted_structure.ipynb #007ae9d0
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry import Direction
 from ..lists import soft_maximum
-from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/lifted_structure.ipynb #c3c07607
+# %% ../../nbs/losses/lifted_structure.ipynb #df40c6b8
 class LiftedStructureLoss(PairLoss):
     "Smooth lifted structure loss, averaged over positive pairs. Oh Song et al. 2016."
     components = Components(
@@ -31,7 +30,7 @@ class LiftedStructureLoss(PairLoss):
         return soft_maximum(self.neg_margin - D, negatives)[0][:, None] # L
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = all_columns(positives)
+        p, real = batch.positives()
         D = self.direction.distance(similarity)
         L, share = soft_maximum(self.neg_margin - D, negatives)
         both, part = both_ends(L[:, None], None if batch.columns is None else batch.columns[p, 0])

@@ -14,11 +14,10 @@ from ..geometry import plain, sphere
 from ..lists import soft_maximum
 from ..pair_loss import Alone, Batch, Components, Operands, PairLoss, Terms
 
-# %% ../../nbs/losses/n_pairs.ipynb #3f2f8b60
+# %% ../../nbs/losses/n_pairs.ipynb #4e31e35a
 class NPairsLoss(PairLoss):
     "N-pairs loss, averaged over the classes that have a pair. Sohn 2016, eq. 6."
-    components = Components(
-        "cosine", "constant", "softmax over the list", "one pair of each class")
+    components = Components("cosine", "constant", "softmax over the list", "one pair of each class")
     normalise: bool = True # False: dot products of the embeddings as they are, as in the paper
     geometry = property(lambda self: sphere if self.normalise else plain)
 
@@ -30,8 +29,7 @@ class NPairsLoss(PairLoss):
         return Terms(value, T - partner.to(T.dtype), acts.to(T.dtype))
 
     def forward(self, embeddings, labels, *references):
-        given = (embeddings, labels, *references)
-        return super().forward(*(given if references else pairs_only(*given, self.processes)))
+        return super().forward(*pairs_only(embeddings, labels, references, self.processes))
 
 
 def partners(
@@ -46,14 +44,17 @@ def partners(
 
 
 def pairs_only(
-    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], processes: Alone
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], references: tuple, processes: Alone
 ) -> Operands:
-    "The first of each class against the second of each; the batch where there is no list of them."
-    rank = rank_in_class(labels)
-    second = (rank == 1).nonzero()[:, 0]
-    if len(second) < 2 or processes.size > 1: # in other processes a class may have other members
+    "The first of each class against the second of each; what is given where they are no list."
+    if references or processes.size > 1: # in other processes a class may have other members
+        return Operands(embeddings, labels, *references)
+    ordered, order = labels.sort(stable=True)
+    begins = ordered.diff(prepend=ordered[:1] - 1) != 0
+    place = (begins[:-1] & ~begins[1:]).nonzero()[:, 0] # of each class that goes on
+    if len(place) < 2:
         return Operands(embeddings, labels)
-    first = ((rank == 0) & torch.isin(labels, labels[second])).nonzero()[:, 0]
+    first, second = order[place], order[place + 1]
     return Operands(embeddings[first], labels[first], embeddings[second], labels[second])
 
 

@@ -12,7 +12,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/nca.ipynb #a43c15c7
+# %% ../../nbs/losses/nca.ipynb #ab23d3f4
 class NCALoss(PairLoss):
     """Neighbourhood components analysis, averaged over anchors with a positive.
     Goldberger et al. 2004."""
@@ -21,10 +21,10 @@ class NCALoss(PairLoss):
     direction: str | Direction = "squared" # the distance in the exponent
 
     def rows(self, similarity, positives, negatives, batch):
-        z = -self.softmax_scale * self.direction.distance(similarity)
-        near, share_p = soft_maximum(z, positives) # P_i
+        (p, real), z = batch.positives(), -self.softmax_scale * self.direction.distance(similarity)
+        near, share_p = soft_maximum(z.gather(1, p), real) # P_i
         far, share_n = soft_maximum(z, negatives) # N_i
-        active = positives.any(1)
-        T = (far - near).sigmoid().where(active, 0)[:, None]
-        c = self.softmax_scale * T * (share_n - share_p) * self.direction.slope(similarity)
+        active = real.any(1)
+        T = self.softmax_scale * (far - near).sigmoid().where(active, 0)[:, None]
+        c = T * share_n.scatter_add_(1, p, -share_p) * self.direction.slope(similarity)
         return Terms(-logsigmoid(near - far).where(active, 0), c, active.to(z.dtype))

@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['cross_entropy', 'SoftmaxOverProxies', 'NormalizedSoftmaxLoss']
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #6e26efe9
+# %% ../../nbs/losses/normalized_softmax.ipynb #ea594e7f
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..mining import all_columns
+from ..lists import soft_maximum
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #c11aa676
+# %% ../../nbs/losses/normalized_softmax.ipynb #f3933310
 def cross_entropy(
     logits: Float[Tensor, "a k"],
-    own: Int[Tensor, "a o"], # the column of each row's class, if it has one
-    real: Bool[Tensor, "a o"], # whether it has
+    own: Int[Tensor, "a 1"], # the column of each row's class
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "a k"]]: # its value, and its derivative by the logits
     "Cross-entropy of each row."
-    value = logits.logsumexp(1) - (logits.gather(1, own) * real).sum(1)
-    return value, logits.softmax(1).scatter_add_(1, own, -real.to(logits))
+    value, share = soft_maximum(logits)
+    mine = logits.gather(1, own)
+    return value - mine[:, 0], share.scatter_add_(1, own, torch.full_like(mine, -1))
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #eb70b6c2
+# %% ../../nbs/losses/normalized_softmax.ipynb #57f94c5f
 class SoftmaxOverProxies(ProxyLoss):
     """Cross-entropy over one proxy for each class, averaged over embeddings.
     A subclass defines `target`, and has a `scale`."""
@@ -35,18 +35,18 @@ class SoftmaxOverProxies(ProxyLoss):
 
     @property
     def proxies(self):
-        return self.W.T
+        return self.W.T.contiguous()
 
     def target(
-        self, s: Float[Tensor, "a o"] # similarities to the own proxies
-    ) -> tuple[Float[Tensor, "a o"], Float[Tensor, "a o"]]:
+        self, s: Float[Tensor, "a 1"] # similarities to the own proxies
+    ) -> tuple[Float[Tensor, "a 1"], Float[Tensor, "a 1"]]:
         "What stands for them in the logits, and its derivative."
         return s, torch.ones_like(s)
 
     def rows(self, similarity, positives, negatives, batch):
-        own, real = all_columns(positives) # one, as there is one proxy for each class
+        own, _ = batch.positives() # one, as there is one proxy for each class
         s, slope = self.target(similarity.gather(1, own))
-        value, c = cross_entropy(self.scale * similarity.scatter(1, own, s), own, real)
+        value, c = cross_entropy(similarity.scatter(1, own, s).mul_(self.scale), own)
         c *= self.scale
         return Terms(value, c.scatter_(1, own, c.gather(1, own) * slope))
 

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['NTXentLoss']
 
-# %% ../../nbs/losses/ntxent.ipynb #409ef4e9
+# %% ../../nbs/losses/ntxent.ipynb #03247c57
 from ..lists import soft_hinge, soft_maximum
-from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ntxent.ipynb #0036c307
+# %% ../../nbs/losses/ntxent.ipynb #39be3480
 class NTXentLoss(PairLoss):
     """Normalised temperature-scaled cross-entropy, or InfoNCE, averaged over positive pairs.
     Chen et al. 2020; van den Oord et al. 2018."""
@@ -18,7 +17,7 @@ class NTXentLoss(PairLoss):
     temperature: float = 0.07 # τ: the lower, the more the nearest negatives count
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = all_columns(positives)
+        p, real = batch.positives()
         z = similarity / self.temperature
         nearest, share = soft_maximum(z, negatives) # N_a
         value, T = soft_hinge(nearest[:, None] - z.gather(1, p)) # of each positive: [a, p]

@@ -16,7 +16,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ranked_list.ipynb #57e93a70
+# %% ../../nbs/losses/ranked_list.ipynb #baef1387
 class RankedListLoss(PairLoss):
     """Weighted means of the violating pairs' hinges, averaged over anchors. Wang et al. 2019.
     With `detached` the coefficients are not the derivative of the value."""
@@ -32,11 +32,12 @@ class RankedListLoss(PairLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         alpha = 1 + self.margin / 2 if self.alpha is None else self.alpha
-        D = self.direction.distance(similarity)
-        far, pull = weighted_mean(D - alpha + self.margin, positives, self.Tp, self.detached)
-        near, push = weighted_mean(alpha - D, negatives, self.Tn, self.detached)
+        (p, real), D = batch.positives(), self.direction.distance(similarity)
+        too_far, least = D.gather(1, p) - alpha + self.margin, math.log(1e-5 * D.shape[1])
+        far, pull = weighted_mean(too_far, real, self.Tp, least, self.detached)
+        near, push = weighted_mean(alpha - D, negatives, self.Tn, least, self.detached)
         less, more = 1 - self.imbalance, self.imbalance # 1 - λ and λ
-        c = (more * push - less * pull) * self.direction.slope(similarity)
+        c = (more * push).scatter_add_(1, p, -less * pull) * self.direction.slope(similarity)
         return Terms(less * far + more * near, c)
 
 
@@ -44,10 +45,11 @@ def weighted_mean(
     h: Float[Tensor, "a n"], # hinges before they are cut off at zero
     mask: Bool[Tensor, "a n"],
     T: float, # inverse temperature: the higher, the more the largest alone count
+    least: float, # logarithm of what is added to the sum of the weights
     detached: bool, # whether the weights count as constants
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "a n"]]: # the mean, and its derivative by each h
     "The mean of each row's positive hinges, weighted by their exponentials."
-    z = T * h - math.log(1e-5 * h.shape[1])
+    z = T * h - least
     _, share = soft_maximum(z, mask & (h > 0), zero=True)
     mean = (share * h).sum(1)
     if detached:

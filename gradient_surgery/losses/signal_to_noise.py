@@ -16,17 +16,17 @@ from ..geometry import Back, Direction, Geometry, sphere
 from .contrastive import ContrastiveLoss
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/signal_to_noise.ipynb #7e0eed86
+# %% ../../nbs/losses/signal_to_noise.ipynb #a6ff6b3e
 def _centred(
-    x: Float[Tensor, "n d"],
+    x: Float[Tensor, "n d"], length: Float[Tensor, "n 1"] | None
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"], Back]: # z, q, the way back
-    f, back = sphere.anchor(x)
+    f, back = sphere.anchor(x, length)
     z = f - f.mean(1, keepdim=True)
     return z, z.square().sum(1, keepdim=True), lambda g: back(g - g.mean(1, keepdim=True))
 
 
-def _signal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d+2"], Back]: # u
-    z, q, back = _centred(x)
+def _signal(x: Float[Tensor, "n d"], length=None) -> tuple[Float[Tensor, "n d+2"], Back]: # u
+    z, q, back = _centred(x, length)
     if (q <= 8 * torch.finfo(q.dtype).eps).any():
         raise ValueError(
             "embeddings contain a vector whose entries are all the same, up to rounding: its "
@@ -39,8 +39,8 @@ def _signal(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d+2"], Back]: # u
     return torch.cat([2 * z / q, -1 / q, -torch.ones_like(q)], dim=1), to_embeddings
 
 
-def _noise(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d+2"], Back]: # v
-    z, q, back = _centred(x)
+def _noise(x: Float[Tensor, "n d"], length=None) -> tuple[Float[Tensor, "n d+2"], Back]: # v
+    z, q, back = _centred(x, length)
     to_embeddings = lambda gradient: back(gradient[:, :-2] + 2 * gradient[:, -2:-1] * z)
     return torch.cat([z, q, torch.ones_like(q)], dim=1), to_embeddings
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['soft_nearest', 'SoftTripleLoss']
 
-# %% ../../nbs/losses/soft_triple.ipynb #7a46ca8a
+# %% ../../nbs/losses/soft_triple.ipynb #0c3f440b
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .normalized_softmax import cross_entropy
-from ..mining import all_columns
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
@@ -25,7 +24,7 @@ def soft_nearest(
     S = (q * s).sum(2)
     return S, q * (1 + (s - S[:, :, None]) / gamma)
 
-# %% ../../nbs/losses/soft_triple.ipynb #cc5d83b0
+# %% ../../nbs/losses/soft_triple.ipynb #fecc6ca3
 class SoftTripleLoss(ProxyLoss):
     """Cross-entropy over classes with several centres each, averaged over embeddings.
     Qian et al. 2019, without regulariser."""
@@ -45,12 +44,12 @@ class SoftTripleLoss(ProxyLoss):
 
     @property
     def proxies(self):
-        return self.fc.T
+        return self.fc.T.contiguous()
 
     def rows(self, similarity, positives, negatives, batch):
-        classes = batch.reference_labels.unique()
-        S, share = soft_nearest(similarity.unflatten(1, (len(classes), -1)), self.gamma)
-        own, real = all_columns(batch.labels[:, None] == classes)
-        S.scatter_add_(1, own, -self.margin * real.to(S))
-        value, by_logits = cross_entropy(self.la * S, own, real)
+        size = batch.members.most # of each class, as their proxies come class by class
+        S, share = soft_nearest(similarity.unflatten(1, (-1, size)), self.gamma)
+        own = batch.members.start[:, None] // size
+        S.scatter_add_(1, own, torch.full_like(S[:, :1], -self.margin))
+        value, by_logits = cross_entropy(self.la * S, own)
         return Terms(value, self.la * (by_logits[:, :, None] * share).flatten(1))

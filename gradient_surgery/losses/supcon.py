@@ -9,7 +9,7 @@ __all__ = ['SupConLoss']
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/supcon.ipynb #58fd36a9
+# %% ../../nbs/losses/supcon.ipynb #28d51bfc
 class SupConLoss(PairLoss):
     "Supervised contrastive loss, averaged over anchors with a positive. Khosla et al. 2020, eq. 2."
     components = Components(
@@ -17,10 +17,10 @@ class SupConLoss(PairLoss):
     temperature: float = 0.1 # τ: the lower, the more the nearest pairs count
 
     def rows(self, similarity, positives, negatives, batch):
-        z = similarity / self.temperature
+        (p, real), z = batch.positives(), similarity / self.temperature
         everyone, share = soft_maximum(z, positives | negatives) # A_a, q_aj
-        due = positives / positives.sum(1, keepdim=True, dtype=z.dtype).clamp(min=1)
-        active = positives.any(1)
-        value = (everyone - (due * z).sum(1)).where(active, 0)
-        c = (share - due) * active[:, None] / self.temperature
+        due = real / real.sum(1, keepdim=True, dtype=z.dtype).clamp(min=1)
+        active = real.any(1)
+        value = (everyone - (due * z.gather(1, p)).sum(1)).where(active, 0)
+        c = share.scatter_add_(1, p, -due).mul_(active[:, None] / self.temperature)
         return Terms(value, c, active.to(z.dtype))

@@ -11,7 +11,7 @@ import torch
 from .contrastive import MeanOverPairs, Pairs
 from ..pair_loss import Components
 
-# %% ../../nbs/losses/threshold_consistent.ipynb #16c38459
+# %% ../../nbs/losses/threshold_consistent.ipynb #fb6e33c3
 class ThresholdConsistentMarginLoss(MeanOverPairs):
     """Threshold-consistent margin, averaged over the hard positive pairs and over the hard negative
     pairs. Zhang et al. 2024."""
@@ -23,8 +23,8 @@ class ThresholdConsistentMarginLoss(MeanOverPairs):
 
     def pull(self, s):
         below, weight = self.margin_plus - s, torch.full_like(s, self.lambda_plus)
-        return Pairs(below >= 0, weight * below, -weight)
+        return Pairs((below >= 0).to(s.dtype), weight * below, -weight)
 
     def push(self, s):
         above, weight = s - self.margin_minus, torch.full_like(s, self.lambda_minus)
-        return Pairs(above >= 0, weight * above, weight)
+        return Pairs((above >= 0).to(s.dtype), weight * above, weight)

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['TripletMarginLoss', 'sort_triplets', 'list_triplets']
 
-# %% ../../nbs/losses/triplet.ipynb #51d39a2a
+# %% ../../nbs/losses/triplet.ipynb #79d21df1
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..geometry import Direction
-from ..lists import soft_hinge
-from ..mining import FEW, all_columns
+from ..lists import hinge, soft_hinge
+from ..mining import FEW
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #6185c46e
+# %% ../../nbs/losses/triplet.ipynb #a742e69c
 class TripletMarginLoss(PairLoss):
     """Triplet loss over all triplets, averaged over the active ones.
     Schroff et al. 2015, eq. 3, without its squares."""
@@ -29,7 +29,7 @@ class TripletMarginLoss(PairLoss):
     triangles = property(lambda self: self.swap)
 
     def rows(self, similarity, positives, negatives, batch):
-        seen = self.direction.distance(similarity), all_columns(positives), negatives, self.margin
+        seen = self.direction.distance(similarity), batch.positives(), negatives, self.margin
         if self.swap or self.smooth_loss or seen[1][0].shape[1] <= FEW:
             value, count, by_D = list_triplets(*seen, self.swap, self.smooth_loss)
         else:
@@ -59,7 +59,7 @@ def sort_triplets(
     by_D.scatter_add_(1, column.gather(1, threshold.indices), in_n.to(D.dtype))
     return value, in_n.sum(1), by_D
 
-# %% ../../nbs/losses/triplet.ipynb #680b3150
+# %% ../../nbs/losses/triplet.ipynb #e1d0726b
 def list_triplets(
     D: Float[Tensor, "r n"], # with swap and references, their own rows as well
     positives: tuple[Int[Tensor, "r p"], Bool[Tensor, "r p"]], # their columns, and which are real
@@ -71,21 +71,20 @@ def list_triplets(
     "The same from all triplets, one positive of every anchor at a time."
     p, real = positives
     threshold = (D.gather(1, p) + margin).masked_fill_(~real, -torch.inf)
-    value, count, c = torch.zeros_like(D[:, 0]), torch.zeros_like(D[:, 0]), torch.zeros_like(D)
+    (value, count), c = D.new_zeros(2, len(D)), torch.zeros_like(D)
     between, far = D[-D.shape[1] :], D.masked_fill(~negatives, torch.inf) # the columns' own rows
     for column, beyond in zip(p.T, threshold.T):
         if swap:
             far = torch.minimum(D, between[column]).masked_fill_(~negatives, torch.inf)
         v = beyond[:, None] - far
-        T = v.sigmoid() if smooth else v > 0
-        term = soft_hinge(v)[0] if smooth else v.clamp_(min=0)
-        acts = T.sum(1).to(D.dtype)
+        term, T = soft_hinge(v) if smooth else hinge(v)
+        acts = T.sum(1)
         value += term.sum(1)
         count += (term > 0).sum(1) if smooth else acts
         c.scatter_add_(1, column[:, None], -acts[:, None])
         if swap: # where the positive is the nearer one, it is pushed instead of the anchor
             nearer = between[column] < D
-            c[-len(between) :].index_add_(0, column, (T * nearer).to(D.dtype))
+            c[-len(between) :].index_add_(0, column, T * nearer)
             T = T * ~nearer
         c += T
     return value, count, c.neg_()

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['TupletMarginLoss']
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #66911451
+# %% ../../nbs/losses/tuplet_margin.ipynb #961836bc
 import math
 
 from ..geometry import geodesic
 from ..lists import soft_hinge, soft_maximum
-from ..mining import all_columns
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #817a7fd9
+# %% ../../nbs/losses/tuplet_margin.ipynb #ff8ce49a
 class TupletMarginLoss(PairLoss):
     "Tuplet margin loss, averaged over positive pairs. Yu and Tao 2019."
     components = Components(
@@ -22,7 +21,7 @@ class TupletMarginLoss(PairLoss):
     scale: float = 64.0 # γ
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = all_columns(positives)
+        p, real = batch.positives()
         s_ap = similarity.gather(1, p) # [a, p]
         angle = geodesic.distance(s_ap) - math.radians(self.margin) # θ - β
         push, share = soft_maximum(self.scale * similarity, negatives) # L_a
