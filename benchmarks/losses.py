@@ -1,7 +1,7 @@
 """Forward and backward of every loss: ours, the same loss of pytorch-metric-learning, and the floor of two products.
 
-The floor is what no implementation of this kind can do without: the similarities S = F F' and the step C F. The three
-run in turn in one process; the peak of memory is measured for ours and theirs in a process of its own each. A size at
+The floor is what no implementation of this kind can do without: the similarities S = F F' and the step C F; with
+proxies the similarities S = F R' and the steps C R and C'F, since both sides move. The three run in turn in one process; the peak of memory is measured for ours and theirs in a process of its own each. A size at
 which theirs must be expected to run out of patience or memory is left out, and the row says so.
 
     python benchmarks/losses.py --losses NTXentLoss CircleLoss --n 256 1024 --d 128 --per-class 4 --output new.json
@@ -12,7 +12,8 @@ import inspect
 import math
 import warnings
 
-from measuring import Exceeded, facts, in_own_process, in_turn, out_of_memory, peak_rss, use, write
+from measuring import (
+    Exceeded, facts, in_own_process, in_turn, out_of_memory, peak_rss, settle_allocator, use, write)
 
 LARGE = ["TripletMarginLoss:8192", "NTXentLoss:32768", "LiftedStructureLoss:32768", "SupConLoss:32768", "MultiSimilarityLoss:32768"]
 
@@ -75,33 +76,41 @@ def step(loss, x, labels):
 
 
 def floor(x, loss):
-    "The two products with the batch or the loss's proxies, into memory of their own as in any implementation."
+    "The two products of the batch with itself or the three with proxies, into memory of their own as in any implementation."
     import torch
 
-    f = x.detach()
-    r = getattr(loss, "proxies", f).detach()
+    f, proxies = x.detach(), getattr(loss, "proxies", None)
+    r = f if proxies is None else proxies.detach()
     coefficients = torch.randn(len(f), len(r), device=f.device, dtype=f.dtype)
 
     def run():
-        return f @ r.T, coefficients @ r
+        return f @ r.T, coefficients @ r, None if proxies is None else coefficients.T @ f
     return run
 
 
 def timing(case: dict, with_rival: bool) -> dict:
     synchronise = use(case["device"], case["threads"])
+    settle_allocator()
     x, labels = batch(case)
     ours = build(case, "ours")
     calls = {"floor": floor(x, ours), "ours": step(ours, x, labels)}
+    if case["n"] in case["fused"]:
+        fused = build(case, "ours")
+        fused.compile()
+        calls["fused"] = step(fused, x, labels)
     if with_rival and (rival := build(case, "rival")) is not None:
         calls["rival"] = step(rival, x, labels)
     milliseconds, repeats, failed = in_turn(calls, seconds=case["seconds"], synchronise=synchronise)
-    if "ours" in failed or "floor" in failed:
-        raise next(iter(failed.values()))
+    for needed in calls.keys() - {"rival"}:
+        if needed in failed:
+            raise failed[needed]
     problem = failed.get("rival")
     return {
         "floor_ms": milliseconds["floor"], "ours_ms": milliseconds["ours"], "rival_ms": milliseconds.get("rival"),
         "ours_over_floor": milliseconds["ours"] / milliseconds["floor"],
         "rival_over_ours": milliseconds["rival"] / milliseconds["ours"] if "rival" in milliseconds else None,
+        "fused_ms": milliseconds.get("fused"),
+        "ours_over_fused": milliseconds["ours"] / milliseconds["fused"] if "fused" in milliseconds else None,
         "repeats": repeats,
         "rival_note": None if "rival" in milliseconds else "has no such loss" if problem is None and with_rival
         else "memory" if problem is not None and out_of_memory(problem) else _short(problem) if problem else None,
@@ -203,6 +212,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--losses", nargs="+", metavar="NAME", help="names of the catalogue; by default all of it")
     parser.add_argument("--n", nargs="+", type=int, default=[128, 512, 1024], help="batch sizes")
     parser.add_argument("--d", nargs="+", type=int, default=[512], help="dimensions of an embedding")
+    parser.add_argument("--fused", nargs="*", type=int, default=[], metavar="N", help="batch sizes at which the compiled loss is measured, too")
     parser.add_argument("--per-class", nargs="+", type=int, default=[4], help="images of each class")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32")
@@ -223,7 +233,7 @@ def main(options: argparse.Namespace) -> None:
         raise SystemExit(f"--losses has {', '.join(unknown)}; expected some of {', '.join(catalogue)}")
     result = {"benchmark": "losses"} | in_own_process(facts, options.device, options.threads)
     result |= {"settings": {name: value for name, value in vars(options).items() if name != "output"}, "rows": [], "large": []}
-    common = {name: getattr(options, name) for name in ("device", "dtype", "threads", "seconds")}
+    common = {name: getattr(options, name) for name in ("device", "dtype", "threads", "seconds", "fused")}
     patience = Patience(options.patience)
     for loss in options.losses:
         for d in options.d:
@@ -244,8 +254,9 @@ def main(options: argparse.Namespace) -> None:
 
 def line(row: dict) -> str:
     rival = f"rival {row['rival_over_ours']:8.2f} x ours" if row["rival_ms"] else row["rival_note"]
+    fused = f", fused {row['ours_over_fused']:.2f} x as fast" if row["fused_ms"] else ""
     return (f"{row['loss']:34} {row['n']:>6} x {row['d']:<4} {row['ours_ms']:10.2f} ms, "
-            f"{row['ours_over_floor']:6.2f} x floor, {rival}")
+            f"{row['ours_over_floor']:6.2f} x floor, {rival}{fused}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@
 __all__ = ['ALONE', 'Terms', 'Components', 'pair_masks', 'Members', 'find_members', 'Batch', 'Operands', 'check_batch',
            'find_lengths', 'check_pairs', 'which_pairs', 'check_classes', 'check_side', 'Alone', 'PairLoss']
 
-# %% ../nbs/pair_loss.ipynb #41835fae
+# %% ../nbs/pair_loss.ipynb #49ba14d5
 import math
+import warnings
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from operator import itemgetter
 from typing import Callable, ClassVar, Iterator, NamedTuple, dataclass_transform
 
@@ -232,7 +233,7 @@ class Alone:
 
 ALONE = Alone()
 
-# %% ../nbs/pair_loss.ipynb #76b98a4b
+# %% ../nbs/pair_loss.ipynb #0d0266dd
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 @dataclass(eq=False, repr=False)
 class PairLoss(nn.Module):
@@ -248,6 +249,7 @@ class PairLoss(nn.Module):
     entries: ClassVar[int] = 2**18 # how many similarities are worked on at a time
     kept: ClassVar[int] = 2**24 # up to how many are kept from pass to pass, and C in their place
     processes: ClassVar[Alone] = ALONE # who hold the other parts of the batch
+    fused: ClassVar[dict | None] = None # what `compile` was called with
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -309,6 +311,11 @@ class PairLoss(nn.Module):
             self, embeddings, references, batch, joined, processes,
             tuple(parameters), *parameters.values())
 
+    def compile(self, **options) -> None:
+        """From now on fuse the work on a chunk by `torch.compile`, which takes the options.
+        Where that fails, a warning says why and the loss goes on without."""
+        self.fused = options
+
     def coefficients(
         self,
         similarity: Float[Tensor, "r n"], # with triangles and references, their rows as well
@@ -338,7 +345,7 @@ class PairLoss(nn.Module):
             else value.tolist() if isinstance(value, Tensor) else value)
         return ", ".join(f"{name}={shown(value)!r}" for name, value in values.items())
 
-# %% ../nbs/pair_loss.ipynb #4c83ea38
+# %% ../nbs/pair_loss.ipynb #b36d2e6c
 def _terms(
     loss: PairLoss,
     similarity: Callable[[slice], Float[Tensor, "r n"]], # gives some rows of S
@@ -365,18 +372,43 @@ def _terms(
             known = known.of(lambda y: pad(y, (0, below)))
         return rows, (similarity(rows), *masks), known
 
-    summary = None
+    summary, step = None, partial(_call, loss)
     for once in range(loss.passes + 1):
         summaries = []
         for index in range(len(chunks)):
             rows, seen, known = pairs(index)
             known = known._replace(summary=summary, columns=summary if anchored else None)
             if once == loss.passes:
-                yield rows, loss.rows(*seen, known)
+                yield rows, step("rows", *seen, known)
             else:
-                summaries.append(loss.summarise(*seen, known))
+                summaries.append(step("summarise", *seen, known))
         if summaries:
             summary = processes.gather(torch.cat(summaries))
+
+# %% ../nbs/pair_loss.ipynb #f7615a49
+def _call(loss: PairLoss, name: str, *arguments):
+    "Call a method of a loss, fused if its user wants that."
+    if loss.fused is None:
+        return getattr(loss, name)(*arguments)
+    return _fuse(getattr(type(loss), name), tuple(loss.fused.items()))(loss, *arguments)
+
+
+@cache
+def _fuse(function: Callable, options: tuple) -> Callable:
+    "A function compiled by PyTorch, until that fails; then the function itself, with a warning."
+    current = torch.compile(function, **dict(options))
+
+    def call(*arguments):
+        nonlocal current
+        try:
+            return current(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            warnings.warn(f"{function.__qualname__} could not be compiled and runs as it is: {reason}")
+            current = function
+            return function(*arguments)
+
+    return call
 
 # %% ../nbs/pair_loss.ipynb #f61e3153
 class _Total:

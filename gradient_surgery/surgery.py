@@ -37,7 +37,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #cc7c7c8e
+# %% ../nbs/surgery.ipynb #d8fd19b5
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
@@ -62,7 +62,11 @@ class GradientSurgery(PairLoss):
         self.mining_name = (
             mining if isinstance(mining, str) else getattr(mining, "__name__", "custom"))
 
-    triplets = property(lambda self: self.mining_name in ("all", "custom"))
+    @property
+    def over_all(self): # how all triplets are summed without a list of them, if they can be
+        return self.triplet_weight.over_all if self.mining_name == "all" else None
+
+    triplets = property(lambda self: self.mining_name in ("all", "custom") and not self.over_all)
 
     @property
     def components(self) -> Components:
@@ -70,21 +74,30 @@ class GradientSurgery(PairLoss):
             self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
 
     def rows(self, similarity, positives, negatives, batch):
-        triplets = self.mining(similarity, positives, negatives)
+        if self.over_all:
+            D = self.direction.distance(similarity)
+            potential, count, by_D = self.over_all(D, batch.positives(), negatives)
+            pull, push = by_D.clamp(min=0), by_D.neg().clamp(min=0)
+        else:
+            potential, count, pull, push = self._one_by_one(
+                similarity, self.mining(similarity, positives, negatives))
+        weight = self.pair_weight
+        C = (
+            push * weight.negative(similarity) - pull * weight.positive(similarity)
+        ) * self.direction.slope(similarity)
+        return Terms(self._value(potential, similarity, pull, push, C), C, count)
+
+    def _one_by_one(self, similarity, triplets):
+        "Σ Φ and the number of acting triplets; Σ_n T of each positive and Σ_p T of each negative."
         s_ap = similarity.gather(1, triplets.positive)[:, :, None]
         s_an = similarity[:, None].expand(-1, s_ap.shape[1], -1).gather(2, triplets.negative)
         gap = self.gap(s_ap, s_an)
         T = self.triplet_weight.weight(gap) * triplets.selected
         none = torch.zeros_like(similarity)
-        # Σ_n M T of each positive pair, and Σ_p M T of each negative pair
         pull = none.scatter_add(1, triplets.positive, T.sum(2))
         push = none.scatter_add(1, triplets.negative.flatten(1), T.flatten(1))
-        weight = self.pair_weight
-        C = (
-            push * weight.negative(similarity) - pull * weight.positive(similarity)
-        ) * self.direction.slope(similarity)
-        count = (T > 0).sum((1, 2)).to(T.dtype)
-        return Terms(self._value(gap, triplets.selected, similarity, pull, push, C), C, count)
+        potential = (self.triplet_weight.potential(gap) * triplets.selected).sum((1, 2))
+        return potential, (T > 0).sum((1, 2)).to(T.dtype), pull, push
 
     def gap(self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         "By how much the positive is farther than the negative, as the triplet weight measures it."
@@ -99,9 +112,9 @@ class GradientSurgery(PairLoss):
         return self.triplet_weight.name == "constant" or (
             own_gap and self.pair_weight.name == "constant")
 
-    def _value(self, gap, selected, similarity, pull, push, C) -> Float[Tensor, "a"]:
+    def _value(self, potential, similarity, pull, push, C) -> Float[Tensor, "a"]:
         if self.pair_weight.name == "constant" and self.integrable:
-            return (self.triplet_weight.potential(gap) * selected).sum((1, 2))
+            return potential
         if not self.integrable:
             return (C * similarity).sum(1)
         theta = similarity.clamp(-1, 1).arccos()

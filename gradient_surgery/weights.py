@@ -7,12 +7,16 @@ __all__ = ['PAIR_WEIGHTS', 'TRIPLET_WEIGHTS', 'PairWeight', 'constant_pair_weigh
            'TripletWeight', 'constant_triplet_weight', 'hinge_triplet_weight', 'sigmoid_triplet_weight',
            'circle_triplet_weight', 'as_pair_weight', 'as_triplet_weight']
 
-# %% ../nbs/weights.ipynb #6395f49c
+# %% ../nbs/weights.ipynb #8094afc8
+from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .all_triplets import Sums, count_triplets, hinge_triplets, list_triplets
+from .lists import soft_hinge
 
 # %% ../nbs/weights.ipynb #d4e84c81
 class PairWeight(NamedTuple):
@@ -50,7 +54,7 @@ def sigmoid_pair_weight(*,
         lambda s: torch.sigmoid(beta * (s - base)),
     )
 
-# %% ../nbs/weights.ipynb #84ed82e2
+# %% ../nbs/weights.ipynb #a91da15e
 class TripletWeight(NamedTuple):
     "How strongly a triplet acts, by how its two pairs compare."
     name: str
@@ -58,13 +62,15 @@ class TripletWeight(NamedTuple):
     potential: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # Φ(g), with Φ' = T
     # g(s_ap, s_an); None: D_ap - D_an
     gap: Callable[[Float[Tensor, "..."], Float[Tensor, "..."]], Float[Tensor, "..."]] | None = None
+    # Σ Φ and Σ T over all triplets, from distances, positives and negatives; None: one by one
+    over_all: Callable[..., Sums] | None = None
 
-# %% ../nbs/weights.ipynb #da821392
+# %% ../nbs/weights.ipynb #ce137c34
 def constant_triplet_weight() -> TripletWeight:
     "$T = 1$, $\\Phi = g$."
-    return TripletWeight("constant", torch.ones_like, lambda gap: gap)
+    return TripletWeight("constant", torch.ones_like, lambda gap: gap, over_all=count_triplets)
 
-# %% ../nbs/weights.ipynb #d11e0cb8
+# %% ../nbs/weights.ipynb #d5ee2f67
 def hinge_triplet_weight(*,
     margin: float = 0.05, # by how much the negative has to be farther, in the direction's distance
 ) -> TripletWeight:
@@ -73,18 +79,24 @@ def hinge_triplet_weight(*,
         "hinge",
         lambda gap: (gap + margin > 0).to(gap.dtype),
         lambda gap: (gap + margin).clamp(min=0),
+        over_all=partial(hinge_triplets, margin=margin),
     )
 
-# %% ../nbs/weights.ipynb #e44a98d0
+# %% ../nbs/weights.ipynb #d8918ba2
 def sigmoid_triplet_weight(*,
     scale: float = 10.0, # inverse temperature: how sharply a triplet fades once it is in order
     margin: float = 0.0,
 ) -> TripletWeight:
     "$T = \\sigma(\\gamma(g + m))$, $\\Phi = \\log(1 + e^{\\gamma (g+m)})/\\gamma$."
+    def term(z):
+        value, T = soft_hinge(scale * z)
+        return value / scale, T
+
     return TripletWeight(
         "sigmoid",
         lambda gap: torch.sigmoid(scale * (gap + margin)),
-        lambda gap: -torch.nn.functional.logsigmoid(-scale * (gap + margin)) / scale,
+        lambda gap: soft_hinge(scale * (gap + margin))[0] / scale,
+        over_all=partial(list_triplets, margin=margin, term=term),
     )
 
 # %% ../nbs/weights.ipynb #7180f26b

@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import json
+import warnings
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -300,6 +301,43 @@ def test_every_loss_has_its_page_with_all_sections():
         for section in ("# ", "## What it wants", "## Its gradient", "## The code", "## Proof", "## Picture", "## What to notice"):
             assert f"\n{section}" in "\n" + text, (name, section)
         assert "gradient_error" in text and "autograd" in text and "show_" in text, name
+
+
+def gradient_of(loss, x, labels):
+    return torch.autograd.grad(loss(x, labels), x)[0]
+
+
+@pytest.mark.parametrize("chosen", PLAIN + [GradientSurgery()], ids=name_of)
+def test_a_fused_loss_has_the_same_gradient(chosen):
+    loss = built(chosen)
+    x, labels = torch.randn(24, 5, dtype=torch.float64, requires_grad=True), torch.arange(24) // 4
+    plain = gradient_of(loss, x, labels)
+    loss.compile(backend="eager") # traced as for any backend, which needs no compiler
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning) # the traced function runs, and not its stand-in
+        assert relative_error(gradient_of(loss, x, labels), plain) < 1e-12
+        assert relative_error(gradient_of(copy.deepcopy(loss), x, labels), plain) < 1e-12
+
+
+def test_a_loss_that_cannot_be_fused_goes_on_with_a_warning():
+    def no_compiler(graph, inputs):
+        raise RuntimeError("there is no compiler")
+
+    loss, x, labels = build_loss("NTXentLoss"), torch.randn(8, 4, requires_grad=True), torch.arange(8) // 2
+    plain = gradient_of(loss, x, labels)
+    loss.compile(backend=no_compiler)
+    with pytest.warns(UserWarning, match="NTXentLoss.rows could not be compiled.*there is no compiler"):
+        assert torch.equal(gradient_of(loss, x, labels), plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error") # it is said once
+        assert torch.equal(gradient_of(loss, x, labels), plain)
+
+
+def test_an_error_of_a_fused_loss_is_its_own():
+    loss = build_loss("MarginLoss", num_classes=2, learn_beta=True)
+    loss.compile(backend="eager")
+    with pytest.raises(ValueError, match="labels contain 3; expected 0 to 1"):
+        loss(torch.randn(8, 4), torch.arange(8) // 2)
 
 
 @pytest.mark.gpu
