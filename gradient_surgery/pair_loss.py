@@ -6,11 +6,11 @@
 __all__ = ['ALONE', 'Terms', 'Components', 'pair_masks', 'Members', 'find_members', 'Batch', 'Operands', 'check_batch',
            'find_lengths', 'check_pairs', 'which_pairs', 'check_classes', 'check_side', 'Alone', 'PairLoss']
 
-# %% ../nbs/pair_loss.ipynb #49ba14d5
+# %% ../nbs/pair_loss.ipynb #144f563f
 import math
 import warnings
 from dataclasses import dataclass, field, fields
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache, partial, reduce
 from operator import itemgetter
 from typing import Callable, ClassVar, Iterator, NamedTuple, dataclass_transform
 
@@ -147,13 +147,13 @@ def check_batch(
     check_pairs(members, own)
     return Batch(labels, reference_labels, own, members, *lengths)
 
-# %% ../nbs/pair_loss.ipynb #7ef5d094
+# %% ../nbs/pair_loss.ipynb #c26c7061
 def find_lengths(sides: dict[str, Float[Tensor, "n d"]]) -> list[Float[Tensor, "n 1"]]:
     "Their lengths. Raises `ValueError` where a number is not finite or a vector has length zero."
+    working = reduce(torch.promote_types, (side.dtype for side in sides.values()), torch.float32)
     lengths = [
-        torch.linalg.vector_norm(
-            side.detach(), dim=1, keepdim=True, dtype=torch.promote_types(side.dtype, torch.float32)
-        ) for side in sides.values()]
+        torch.linalg.vector_norm(side.detach(), dim=1, keepdim=True, dtype=working)
+        for side in sides.values()]
     extremes = torch.stack([torch.stack(length.aminmax()) for length in lengths]).tolist()
     for name, (least, most) in zip(sides, extremes):
         if not math.isfinite(most):
