@@ -4,6 +4,9 @@ import csv
 import hashlib
 import importlib.util
 import io
+import json
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -16,9 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradient_surgery.data.emoji import SPLITS, Emoji, decode, emoji_archive, emoji_index, emoji_licences
-from gradient_surgery.data.folder import FolderOfClasses, SomeClasses, folder_splits, read_image, split_by_class
-from gradient_surgery.data.sampling import BalancedSampler, Deck
-from gradient_surgery.data.transforms import Augment, as_new_classes, erase, normalise, turned
+from gradient_surgery.data.folder import FolderOfClasses, Numbered, SomeClasses, folder_splits, read_image, split_by_class
+from gradient_surgery.data.sampling import BalancedSampler, Deck, GroupSampler, OnceSampler, PaddedSampler
+from gradient_surgery.data.transforms import (
+    IMAGENET_MEAN, IMAGENET_STD, Augment, as_new_classes, centre_boxes, crop, crop_by_products, erase, mirror_boxes, normalise,
+    random_resized_boxes, random_square_boxes, turned)
 
 # --- emoji ---
 
@@ -435,6 +440,261 @@ def test_bad_labels(labels: torch.Tensor) -> None:
 def test_too_few_classes_for_a_batch(labels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"classes with two images or more, too few for num_classes=2; choose"):
         BalancedSampler(torch.tensor(labels, dtype=torch.long), num_classes=2, per_class=2)
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=3, max_size=9)
+
+
+@given(sizes=SIZES, num_classes=st.integers(2, 6), per_class=st.integers(2, 8), epoch=st.integers(0, 3))
+def test_padded_batches(sizes: list[int], num_classes: int, per_class: int, epoch: int) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    rest = max(sizes) % per_class
+    padded = max(sizes) - rest if rest < int(0.3 * per_class) else max(sizes) + (per_class - rest) % per_class
+    if len(sizes) * padded < num_classes * per_class:
+        with pytest.raises(ValueError, match="too few to fill a batch with num_classes="):
+            PaddedSampler(labels, num_classes=num_classes, per_class=per_class)
+        return
+    sampler = PaddedSampler(torch.tensor(labels), num_classes=num_classes, per_class=per_class)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == len(sizes) * padded // (num_classes * per_class)
+    assert {len(batch) for batch in batches} == {num_classes * per_class}
+    row = [i for batch in batches for i in batch]
+    turns = [{labels[i] for i in row[start:start + per_class]} for start in range(0, len(row), per_class)]
+    assert all(len(turn) == 1 for turn in turns)  # a group is of one class
+    order = [turn.pop() for turn in turns]
+    assert len(set(order[:len(sizes)])) == min(len(sizes), len(order))
+    assert order == (order[:len(sizes)] * padded)[:len(order)]  # the same turns again and again
+
+
+def test_padding_keeps_every_image() -> None:
+    sampler = PaddedSampler(torch.repeat_interleave(torch.arange(6), torch.tensor([1, 3, 5, 8, 7, 2])), num_classes=2, per_class=2)
+    used = Counter(i for batch in sampler for i in batch)
+    assert set(used) == set(range(26)) and sum(used.values()) == 48 and used[0] == 8
+    assert all(used[i] == 1 for i in range(9, 17))  # the largest class is shuffled, no more
+
+
+@given(sizes=SIZES, per_class=st.integers(2, 5), seed=st.integers(0, 3))
+def test_each_class_once(sizes: list[int], per_class: int, seed: int) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    total = sum(min(size, per_class) for size in sizes)
+    if total < 2 * per_class:
+        with pytest.raises(ValueError, match="too few"):
+            OnceSampler(labels, num_classes=2, per_class=per_class)
+        return
+    batches = list(OnceSampler(labels, num_classes=2, per_class=per_class, seed=seed))
+    row = [i for batch in batches for i in batch]
+    assert len(batches) == total // (2 * per_class) and len(set(row)) == len(row) == 2 * per_class * len(batches)
+    order = [labels[i] for i in row]
+    groups = [order[0]] + [label for label, before in zip(order[1:], order) if label != before]
+    assert len(groups) == len(set(groups))
+    assert all(order.count(label) == min(sizes[label], per_class) for label in groups[:-1])
+
+
+@pytest.mark.parametrize("kind", [BalancedSampler, PaddedSampler, OnceSampler])
+def test_samplers_depend_on_seed_and_epoch_only(kind: type) -> None:
+    labels, seen = torch.arange(60) % 10, {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            for _ in range(2):
+                sampler = kind(labels, num_classes=3, per_class=2, seed=seed)
+                sampler.set_epoch(epoch)
+                assert seen.setdefault((seed, epoch), list(sampler)) == list(sampler)
+    assert len({str(batches) for batches in seen.values()}) == 4
+
+
+@pytest.mark.parametrize("kind", [PaddedSampler, OnceSampler])
+def test_bad_groups(kind: type[GroupSampler]) -> None:
+    with pytest.raises(ValueError, match="per_class is 1; expected a whole number of at least 2"):
+        kind(torch.arange(40) % 10, num_classes=4, per_class=1)
+    with pytest.raises(ValueError, match="labels are torch.float32"):
+        kind(torch.rand(40), num_classes=4, per_class=2)
+
+
+PROCESSES = """
+import json, sys
+import torch
+from accelerate import Accelerator, skip_first_batches
+from torch.utils.data import DataLoader
+from gradient_surgery.data import sampling
+
+accelerator, labels, found = Accelerator(cpu=True), torch.arange(84) % 12, {}
+rank = accelerator.process_index
+
+def loader_of(name):
+    sampler = getattr(sampling, name)(labels, num_classes=3, per_class=2, seed=4)
+    loader = accelerator.prepare(DataLoader(torch.arange(84), batch_sampler=sampler))
+    return loader, sampler
+
+def numbers(loader, sampler, epoch, skip=0):
+    for dealer in (loader, sampler):
+        dealer.set_epoch(epoch)
+    if skip:
+        loader = skip_first_batches(loader, skip)
+        loader.set_epoch(epoch)
+    return [batch.tolist() for batch in loader]
+
+for name in ("BalancedSampler", "PaddedSampler", "OnceSampler"):
+    run = loader_of(name)
+    found[name] = [numbers(*run, epoch) for epoch in range(4)]
+    resumed = loader_of(name)
+    assert [numbers(*resumed, epoch) for epoch in (2, 3)] == found[name][2:], name
+    assert numbers(*loader_of(name), 3, skip=1) == found[name][3][1:], name
+json.dump(found, open(f"{sys.argv[1]}/{rank}.json", "w"))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_dealt_out_exactly(processes: int, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*launch, tmp_path / "script.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
+    for kind in (BalancedSampler, PaddedSampler, OnceSampler):
+        sampler = kind(torch.arange(84) % 12, num_classes=3, per_class=2, seed=4)
+        for epoch in range(4):
+            sampler.set_epoch(epoch)
+            batches = list(sampler)
+            batches += batches[: -len(batches) % processes]  # so that all get equally many
+            for rank in range(processes):
+                assert found[rank][kind.__name__][epoch] == batches[rank::processes], (kind.__name__, epoch)
+
+
+def test_numbered(photos: Path) -> None:
+    data = FolderOfClasses(photos, size=8)
+    numbered = Numbered(data)
+    assert len(numbered) == 180
+    image, label, number = numbered[100]
+    assert image.equal(data[100][0]) and label == data[100][1] and number == 100
+
+
+# --- crops ---
+
+
+def textures(n: int = 6, height: int = 60, width: int = 48) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(8))
+
+
+def pillow(image: torch.Tensor, box: list[float], size: int) -> torch.Tensor:
+    whole = Image.fromarray(image.permute(1, 2, 0).numpy())
+    pixels = [round(value * side) for value, side in zip(box, whole.size * 2)]
+    square = whole.crop(pixels).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [7, 32, 90])
+def test_crops_are_those_of_pillow(size: int) -> None:
+    images = textures()
+    boxes = random_resized_boxes(torch.tensor([[60, 48]] * 6), torch.Generator().manual_seed(1), area=(0.1, 1.0))
+    found = crop(images, boxes, size=size)
+    assert found.shape == (6, 3, size, size) and found.dtype == torch.uint8
+    expected = torch.stack([pillow(image, box, size) for image, box in zip(images, boxes.tolist())])
+    assert (found.int() - expected.int()).abs().max() <= 1
+    pixels = (boxes * torch.tensor([48, 60, 48, 60])).round().long()
+    mirrored = torch.arange(6) % 2 == 1
+    found[mirrored] = found[mirrored].flip(3)
+    assert (crop_by_products(images, pixels, mirrored, size).int() - found.int()).abs().max() <= 1
+
+
+def test_the_whole_image_at_its_size_is_itself() -> None:
+    images = textures(3, 20, 20)
+    assert crop(images, torch.tensor([[0.0, 0, 1, 1]] * 3), size=20).equal(images)
+    assert crop_by_products(images, torch.tensor([[0, 0, 20, 20]] * 3), torch.zeros(3, dtype=torch.bool), 20).equal(images)
+
+
+def test_the_middle_of_a_squashed_photograph_is_that_of_the_photograph() -> None:
+    x = torch.linspace(0, 255, 400)
+    photograph = torch.stack([x.expand(300, 400), x[:300, None].expand(300, 400), 255 - x.expand(300, 400)]).to(torch.uint8)
+    square = crop(photograph[None], torch.tensor([[0.0, 0, 1, 1]]), size=200)  # squashed
+    boxes = centre_boxes(torch.tensor([[300, 400]]), part=0.8)
+    assert torch.allclose(boxes, torch.tensor([[0.2, 0.1, 0.8, 0.9]]))
+    assert (crop(square, boxes, size=64).int() - crop(photograph[None], boxes, size=64).int()).abs().max() <= 2
+
+
+def test_square_boxes_are_squares_in_the_original() -> None:
+    shapes = torch.tensor([[300, 400], [500, 375], [64, 64], [10, 1000]]).repeat(50, 1)
+    boxes = random_square_boxes(shapes, torch.Generator().manual_seed(0), part=0.9)
+    pixels = boxes * shapes.flip(1).repeat(1, 2)
+    sides = pixels[:, 2:] - pixels[:, :2]
+    assert torch.allclose(sides, 0.9 * shapes.min(dim=1, keepdim=True).values.expand(-1, 2).float(), rtol=1e-3)
+    assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-6
+    centres = (boxes[::4, 0] + boxes[::4, 2]) / 2  # of the 300 x 400 images
+    assert centres.min() < 0.4 and centres.max() > 0.6 and len(boxes.unique(dim=0)) == 200
+
+
+@pytest.mark.parametrize("height, width", [(300, 400), (100, 700), (64, 64)])
+def test_resized_boxes_are_those_of_torchvision(height: int, width: int) -> None:
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    theirs, image = RandomResizedCrop(8, scale=(0.1, 0.9), ratio=(0.5, 1.5)), torch.empty(3, height, width)
+    torch.manual_seed(0)
+    drawn = [theirs.make_params([image]) for _ in range(3000)]
+    drawn = torch.tensor([[one["left"], one["top"], one["width"], one["height"]] for one in drawn]) / torch.tensor([width, height] * 2)
+    shapes = torch.tensor([[height, width]]).expand(3000, 2)
+    boxes = random_resized_boxes(shapes, torch.Generator().manual_seed(0), area=(0.1, 0.9), ratio=(0.5, 1.5))
+    ours = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    for level in torch.linspace(0.053, 0.951, 20): # the shares that lie below it
+        assert ((ours < level).float().mean(0) - (drawn < level).float().mean(0)).abs().max() < 0.05
+    assert torch.allclose((ours[:, 2] * ours[:, 3]).mean(), (drawn[:, 2] * drawn[:, 3]).mean(), atol=0.02)
+
+
+def test_a_box_that_never_fits_is_the_middle() -> None:
+    boxes = random_resized_boxes(torch.tensor([[10, 1000], [1000, 10]]), torch.Generator(), area=(0.9, 1.0), ratio=(0.5, 2.0))
+    assert torch.allclose(boxes, torch.tensor([[0.49, 0, 0.51, 1], [0, 0.49, 1, 0.51]]))
+
+
+def test_the_boxes_of_an_image_depend_on_its_place_only() -> None:
+    shapes = torch.tensor([[30, 40], [50, 20], [7, 7]])
+    for draw in (random_resized_boxes, random_square_boxes):
+        three = draw(shapes, torch.Generator().manual_seed(3))
+        assert draw(shapes[:2], torch.Generator().manual_seed(3)).equal(three[:2])
+        assert draw(shapes.flip(1), torch.Generator().manual_seed(3))[2].equal(three[2])
+
+
+def test_mirror() -> None:
+    images, middles = textures(200), centre_boxes(torch.tensor([[60, 48]]).expand(200, 2), part=0.7)
+    plain = crop(images, middles, size=16)
+    boxes = mirror_boxes(middles, torch.Generator().manual_seed(0))
+    found = crop(images, boxes, size=16)
+    as_it_was, mirrored = ((found == other).flatten(1).all(1) for other in (plain, plain.flip(3)))
+    assert (as_it_was ^ mirrored).all() and 70 < mirrored.sum() < 130
+    assert crop(images, mirror_boxes(middles, torch.Generator(), probability=1.0), size=16).equal(plain.flip(3))
+    assert mirror_boxes(middles, torch.Generator(), probability=0.0).equal(middles)
+
+
+def test_normalise_is_exact() -> None:
+    for images in (textures(), textures(70, 96, 96), textures(1, 1, 1), textures(0)):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        assert normalise(images).equal((images / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("boxes", [[[0.0, 0.0, 1.1, 1.0]], [[-0.1, 0.0, 1.0, 1.0]], [[float("nan")] * 4], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]] * 2])
+def test_bad_boxes(boxes: list) -> None:
+    with pytest.raises(ValueError, match=r"boxes of shape .*; expected \(1, 4\), fractions from 0 to 1"):
+        crop(textures(1), torch.tensor(boxes), size=8)
+
+
+@pytest.mark.parametrize("call, name", [
+    (lambda shapes, g: random_resized_boxes(shapes, g, area=(0.0, 1.0)), "area"),
+    (lambda shapes, g: random_resized_boxes(shapes, g, area=(0.5, 1.5)), "area"),
+    (lambda shapes, g: random_resized_boxes(shapes, g, ratio=(2.0, 1.0)), "ratio"),
+    (lambda shapes, g: random_square_boxes(shapes, g, part=0.0), "part"),
+    (lambda shapes, g: centre_boxes(shapes, part=1.2), "part"),
+    (lambda shapes, g: mirror_boxes(centre_boxes(shapes), g, probability=2.0), "probability"),
+])
+def test_bad_crop_arguments(call, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is .*; expected"):
+        call(torch.tensor([[3, 4]]), torch.Generator())
+
+
+@pytest.mark.gpu
+def test_crops_are_the_same_on_a_gpu() -> None:
+    images, generator = textures(), torch.Generator().manual_seed(1)
+    boxes = mirror_boxes(random_resized_boxes(torch.tensor([[60, 48]] * 6), generator), generator)
+    found = crop(images.cuda(), boxes, size=32)
+    assert found.is_cuda and (found.cpu().int() - crop(images, boxes, size=32).int()).abs().max() <= 1
+    assert torch.allclose(normalise(images.cuda()).cpu(), normalise(images), atol=1e-6)
 
 
 # --- augmentation ---
