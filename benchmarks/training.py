@@ -53,10 +53,7 @@ class Stopwatch:
 
 
 def timing(case: dict) -> dict:
-    from itertools import islice
-
     from accelerate import Accelerator
-    from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
     from gradient_surgery import training
@@ -65,7 +62,7 @@ def timing(case: dict) -> dict:
 
     synchronise = use(case["device"], case["threads"])
     config = training.read_config(**case["config"])
-    images, _, _ = training.load_datasets(config)
+    images = training.load_datasets(config).train
     sampler = BalancedSampler(images.labels, num_classes=config.num_classes, per_class=config.per_class)
     precision = training.native_precision() if config.precision == "auto" else config.precision
     accelerator = Accelerator(mixed_precision=precision)
@@ -73,9 +70,11 @@ def timing(case: dict) -> dict:
     augment, stopwatch = Augment(**config.augment), Stopwatch(synchronise)
 
     def train(steps):
-        loader = accelerator.prepare(DataLoader(images, batch_sampler=list(islice(sampler, steps))))
-        training.train_epoch(state, stopwatch.items(loader, "loading"), augment, 0, tqdm(disable=True))
+        training.train_epoch(state, images, list(sampler)[:steps], augment, tqdm(disable=True))
+        state.step, state.values = 0, []
 
+    loaded = training.images_of
+    training.images_of = lambda *what: stopwatch.items(loaded(*what), "loading")
     for owner, name, part in (
         (training, "as_new_classes", "augmentation"), (augment, "forward", "augmentation"),
         (state.model, "forward", "forward"), (accelerator, "backward", "backward"), (state.loss, "forward", "loss"),

@@ -31,12 +31,22 @@ def test_train_then_evaluate(photos, tmp_path):
     metrics = json.loads((tmp_path / "runs" / "mine" / "metrics.json").read_text())
     assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(metrics["after"], abs=1e-9)
 
+    embedded = run("embed", photos, "--run", "runs/mine", "--output", "photos.parquet", folder=tmp_path)
+    assert embedded.returncode == 0 and "180 images in 16 dimensions" in embedded.stdout, embedded.stderr
+    image = photos / "class07" / "3.png"
+    found = run("search", image, "--run", "runs/mine", "--index", "photos.parquet", "--k", 3, "--plot", "it.png", folder=tmp_path)
+    assert found.returncode == 0 and found.stdout.splitlines()[:2] == [str(image), f"  1.000  {image}"], found.stderr
+    assert len(found.stdout.splitlines()) == 4 and (tmp_path / "it.png").stat().st_size > 1000
+    exported = run("export", "runs/mine", "--output", "network.pt", folder=tmp_path)
+    assert exported.returncode == 0 and "read back" in exported.stdout and not exported.stderr, exported.stderr
+    assert (tmp_path / "network.pt").exists()
+
 
 def test_configuration_file_and_changes(photos, tmp_path):
     (tmp_path / "run.yaml").write_text(f"dataset: {photos}\nloss: TripletMarginLoss\nloss_options: {{margin: 0.3}}\n")
-    result = run("train", "--config", "run.yaml", *SMALL, "--seed", 3, "--quiet", folder=tmp_path)
+    result = run("train", "--recipe", "run.yaml", *SMALL, "--seed", 3, "--quiet", folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    written = (tmp_path / "runs" / f"{photos.name}-TripletMarginLoss-3" / "config.yaml").read_text()
+    written = (tmp_path / "runs" / "run-TripletMarginLoss-3" / "config.yaml").read_text()
     assert "margin: 0.3" in written and "seed: 3" in written and "epochs: 2" in written
 
 
@@ -67,14 +77,16 @@ def test_dissect_takes_anything(photos, tmp_path):
     assert "9 × 9" in found.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["evaluate"], ["losses"], ["dissect"]], ids=str)
+@pytest.mark.parametrize("words", [
+    [], ["train"], ["evaluate"], ["losses"], ["dissect"], ["embed"], ["search"], ["export"],
+    ["data", "check"], ["data", "info"], ["data", "extract"]], ids=str)
 def test_help(words, tmp_path):
     result = run(*words, "--help", folder=tmp_path)
     assert result.returncode == 0 and "Usage: gradient_surgery" in result.stdout
     assert not words or words == ["losses"] or "Example" in result.stdout
 
 
-@pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere", "dissect nothing.Loss", "dissect CircleLoss --run nowhere", "dissect CircleLoss --set radius=1"])
+@pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere", "train --dataset cub", "train --recipe nowhere.yaml", "embed nowhere --run nowhere --output it", "search it --run nowhere --index it", "export nowhere --output it.pt", "data check cub --root nowhere", "dissect nothing.Loss", "dissect CircleLoss --run nowhere", "dissect CircleLoss --set radius=1"])
 def test_mistakes_are_sentences(words, tmp_path):
     result = run(*words.split(), folder=tmp_path)
     assert result.returncode == 1 and result.stderr.startswith("Error: ") and "Traceback" not in result.stderr

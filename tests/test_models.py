@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 
 from gradient_surgery.data.transforms import normalise
@@ -43,11 +44,83 @@ def test_the_small_network_does_not_load_timm():
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])  # the second widens its features after pooling
-def test_timm_backbones(name):
-    model = build_model(name, embedding_size=5).eval()
+@pytest.mark.parametrize("name, options", [
+    ("resnet18", {}), ("resnet18", {"pooling": "both"}),
+    ("mobilenetv3_small_100", {}), ("mobilenetv3_small_100", {"pooling": "maximum"}),  # widens its features after pooling
+    ("vit_tiny_patch16_224", {"img_size": 64}), ("vit_tiny_patch16_224.augreg_in21k", {"dynamic_img_size": True}),
+    ("torchvision/resnet18", {}), ("torchvision/resnet18", {"pooling": "generalised"}), ("torchvision/googlenet", {"pooling": "maximum"}),
+    ("torchvision/mobilenet_v3_small", {}), ("torchvision/efficientnet_b0", {"pooling": "both"}), ("small", {"pooling": "both"}),
+])
+def test_backbones_by_name(name, options):
+    model = build_model(name, embedding_size=5, **options).eval()
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
     assert model.config == {"name": name, "embedding_size": 5}
+
+
+def test_pooling_is_what_it_says():
+    model, images = build_model("resnet18").eval(), torch.randn(2, 3, 64, 64)
+    maps = model.backbone[1].forward_features(model.backbone[0](images))
+    for pooling, expected in (
+        (None, maps.mean((2, 3))), ("average", maps.mean((2, 3))), ("maximum", maps.amax((2, 3))),
+        ("both", maps.mean((2, 3)) + maps.amax((2, 3))), ("generalised", maps.clamp(min=1e-4).pow(3).mean((2, 3)).pow(1 / 3)),
+    ):
+        other = build_model("resnet18", pooling=pooling).eval()
+        other.load_state_dict(model.state_dict())
+        torch.testing.assert_close(other.backbone(images), expected)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "torchvision/googlenet"])
+def test_frozen_batch_normalisation_stays_and_its_scales_learn(name):
+    model = build_model(name, freeze_batch_norm=True)
+    model.eval().train()
+    before = {key: value.clone() for key, value in model.named_buffers() if "running" in key}
+    model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    assert before and all(value.equal(before[key]) for key, value in model.named_buffers() if "running" in key)
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert all(part.weight.grad is not None for part in norms) and model.training
+    free = build_model(name)
+    free(torch.randn(4, 3, 64, 64))
+    assert not all(value.equal(before[key]) for key, value in free.named_buffers() if "running" in key)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda tensors: tensors, lambda tensors: {"state_dict": tensors, "epoch": 3},
+    lambda tensors: {"model": {f"module.{name}": value for name, value in tensors.items()}},
+], ids=["plain", "wrapped", "of several GPUs"])
+@pytest.mark.parametrize("ours", ["resnet18", "torchvision/resnet18"])
+def test_weights_of_others_from_a_file(tmp_path, wrap, ours):
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(wrap(theirs.state_dict()), tmp_path / "theirs.pth")
+    model, images = build_model(ours, weights=tmp_path / "theirs.pth").eval(), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs.fc(model.backbone(images)), theirs(images))
+
+
+def test_weights_of_a_run_from_a_file(tmp_path):
+    for name in ("small", "vit_tiny_patch16_224"):
+        model = build_model(name, embedding_size=7).eval()
+        save_weights(model, tmp_path / "run.safetensors")
+        start = build_model(name, embedding_size=9, weights=tmp_path / "run.safetensors").eval()
+        assert all(torch.equal(value, start.backbone.state_dict()[key]) for key, value in model.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda tensors: tensors | {"layer9.weight": torch.zeros(1)}, "the backbone has no layer9.weight"),
+    (lambda tensors: {key: value for key, value in tensors.items() if key != "conv1.weight"}, "it lacks conv1.weight"),
+    (lambda tensors: tensors | {"conv1.weight": torch.zeros(2)}, r"its conv1.weight has shape \[2\], not \[64, 3, 7, 7\]"),
+])
+def test_weights_of_another_backbone_are_refused(tmp_path, change, message):
+    torch.save(change(torchvision.models.resnet18().state_dict()), tmp_path / "theirs.pth")
+    with pytest.raises(ValueError, match=message):
+        build_model("resnet18", weights=tmp_path / "theirs.pth")
+
+
+def test_weights_that_are_no_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.pth"):
+        build_model(weights=tmp_path / "none.pth")
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("no weights")
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            build_model(weights=tmp_path / name)
 
 
 def test_lite0_equals_the_implementation_its_weights_were_made_for():
@@ -84,7 +157,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
 def test_a_failed_download_says_what_there_is(monkeypatch):
     import timm
 
-    def offline(name, *, pretrained):
+    def offline(name, *, pretrained, **_):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
@@ -102,6 +175,11 @@ def test_a_failed_download_says_what_there_is(monkeypatch):
     (dict(name="no such thing at all"), "expected 'small' or a timm backbone"),
     (dict(pretrained=True), "no ImageNet weights"),
     (dict(embedding_size=0), "embedding_size is 0"),
+    (dict(name="torchvision/resnet5"), "'torchvision/resnet5'.*resnet50"),
+    (dict(name="resnet18", pooling="mean"), "pooling is 'mean'; expected one of average, maximum"),
+    (dict(name="torchvision/vit_b_16", pooling="average"), "has no pooling layer"),
+    (dict(name="resnet18", pretrained=True, weights="a file"), "only one of them"),
+    (dict(image_size=3), "takes none"),
 ])
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
@@ -131,12 +209,12 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     save_weights(build_model(), path)
     before = path.read_bytes()
 
-    def fails(tensors, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("disk full")
+    def fails(file, content):
+        file.open("wb").write(content[:100])
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradient_surgery.models.save_file", fails)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(type(path), "write_bytes", fails)
+    with pytest.raises(OSError, match="w.safetensors .No space left on device.; a file that was there before is whole"):
         save_weights(build_model(), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -2,17 +2,20 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.utils.data import Subset
+from tqdm import tqdm
 
+from gradient_surgery import training
+from gradient_surgery.evaluation import evaluate
 from gradient_surgery.training import load_run, read_config, train
 
 FILES = {"config.yaml", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
@@ -24,12 +27,19 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def quickly(request, monkeypatch):
+    "Without the pictures, except where they are what is tested."
+    if "teaches" not in request.node.name:
+        monkeypatch.setattr(training, "draw", lambda *_: None)
+
+
 def config_for(photos: Path, **changes):
     small = {"image_size": 32, "embedding_size": 16, "num_classes": 6, "per_class": 3, "epochs": 4}
     return read_config(dataset=str(photos), **(small | changes))
 
 
-@pytest.mark.parametrize("loss", ["GradientSurgery", "TripletMarginLoss", "SmoothAPLoss", "ProxyAnchorLoss", "SoftTripleLoss"])
+@pytest.mark.parametrize("loss", ["GradientSurgery", "SmoothAPLoss", "SoftTripleLoss"])
 def test_a_run_teaches_and_writes_what_it_says(photos, tmp_path, loss):
     metrics = train(config_for(photos, loss=loss), tmp_path / "run", quiet=True)
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
@@ -82,19 +92,58 @@ def test_stops_early(photos, tmp_path):
     assert metrics["epochs"] == metrics["epoch"] + 3
 
 
-def test_two_processes_train_one_network(photos, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(RUN + "from accelerate import PartialState\nassert PartialState().num_processes == 2\n")
-    (tmp_path / "config.yaml").write_text(
-        f"{{dataset: {photos}, image_size: 32, embedding_size: 16, num_classes: 6, per_class: 3, epochs: 2, precision: 'no'}}")
+# Nothing that depends on the number of processes: no chance in augmentation, no statistics of a part of a batch.
+SAME = {
+    "precision": "no", "freeze_batch_norm": True, "new_classes": False, "epochs": 3, "checkpoint_every": 1,
+    "augment": dict.fromkeys(("rotate", "shift", "brightness", "contrast", "saturation", "hue", "greyscale"), 0.0) | {"scale": 1.0},
+}
+
+
+def in_two_processes(config, folder: Path, script: str) -> None:
+    (folder.parent / "script.py").write_text(script)
+    (folder.parent / "config.yaml").write_text(json.dumps(asdict(config)))  # JSON is YAML
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, script, tmp_path / "config.yaml", tmp_path / "run"], capture_output=True, text=True, env=environment)
+    words = [*launch, folder.parent / "script.py", folder.parent / "config.yaml", folder]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["epochs"] == 2 and 0 <= metrics["after"]["recall@1"] <= 1
+
+
+def test_two_processes_learn_what_one_learns(photos, tmp_path, monkeypatch):
+    config = config_for(photos, loss="ProxyAnchorLoss", sampler="padded", **SAME, optimizer="sgd", learning_rate=0.1)  # AdamW would not see a factor
+    alone = train(config, tmp_path / "alone", quiet=True)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "resumed", quiet=True)  # after two steps of one process
+    in_two_processes(config, tmp_path / "started", RUN + "train(read_config(sys.argv[1]), sys.argv[2] + '/../resumed', resume=True, quiet=True)\n")
+    assert {path.name for path in (tmp_path / "started").iterdir()} == FILES
+    losses, expected = [row["loss"] for row in history(tmp_path / "alone")], weights(tmp_path / "alone")
+    assert losses[0] - losses[-1] > 1  # something was learnt
+    for name in ("started", "resumed"):
+        together = json.loads((tmp_path / name / "metrics.json").read_text())
+        assert (alone["processes"], together["processes"]) == (1, 2)
+        assert [row["loss"] for row in history(tmp_path / name)] == pytest.approx(losses, abs=1e-5)
+        assert [row["recall@1"] for row in history(tmp_path / name)] == [row["recall@1"] for row in history(tmp_path / "alone")]
+        for key, value in weights(tmp_path / name).items():
+            torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
+        assert together["after"] == pytest.approx(alone["after"], abs=0.03)  # of 90 queries, one or two may be as good as tied
+
+
+def history(folder: Path) -> list[dict]:
+    return torch.load(folder / "checkpoint" / "last.pt", weights_only=True)["history"]
+
+
+def stop_after(monkeypatch, saves: int) -> None:
+    "Let the run end after it has written so many checkpoints."
+    real, count = training.save_state, iter(range(saves - 1))
+
+    def save(*arguments):
+        real(*arguments)
+        if next(count, None) is None:
+            monkeypatch.setattr(training, "save_state", real)
+            raise InterruptedError
+
+    monkeypatch.setattr(training, "save_state", save)
 
 
 RUN = """
@@ -104,58 +153,219 @@ train(read_config(sys.argv[1]), sys.argv[2], resume=True, quiet=True)
 """
 
 
-def start(config: Path, folder: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", RUN, str(config), str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     last = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)["model"]
     best = load_file(folder / "checkpoint" / "best.safetensors")
     return {f"last.{name}": value for name, value in last.items()} | {f"best.{name}": value for name, value in best.items()}
 
 
-def test_killed_in_the_middle_and_resumed_it_ends_in_the_same_weights(photos, tmp_path):
-    config = tmp_path / "config.yaml"
-    settings = config_for(photos, epochs=12)
-    config.write_text("\n".join(f"{key}: {json.dumps(getattr(settings, key))}" for key in settings.__dataclass_fields__))
-    assert start(config, tmp_path / "whole").wait() == 0
+def assert_same(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert [row["loss"] for row in history(one)] == [row["loss"] for row in history(other)]
+    scores = [json.loads((folder / "metrics.json").read_text())["after"] for folder in (one, other)]
+    assert scores[0] == scores[1]
 
-    for epochs_before_the_kill in (1, 4):  # twice, in two different epochs of the same run
-        run = start(config, tmp_path / "killed")
-        last = tmp_path / "killed" / "checkpoint" / "last.pt"
-        while run.poll() is None:
-            if last.exists() and len(torch.load(last, weights_only=True)["history"]) >= epochs_before_the_kill:
-                break
+
+# One process that has loaded everything starts the runs, so that a run can be killed as soon as it lives.
+KILLER = """
+import json, os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from gradient_surgery import training
+from gradient_surgery.training import read_config, train
+
+training.draw = lambda *_: None  # seconds that are not what is tested
+config, folder, kills = read_config(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+choose, steps, last, longest = random.Random(0), [], folder + "/checkpoint/last.pt", None
+while True:
+    child = os.fork()
+    if not child:
+        train(config, folder, resume=True, quiet=True)
+        os._exit(0)
+    if len(steps) < kills:
+        start = time.perf_counter()
+        if longest:
+            time.sleep(choose.uniform(0, longest))
+        while not longest and not os.path.exists(last):  # how long is it, on this machine, to the first step?
             time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    assert start(config, tmp_path / "killed").wait() == 0
+        os.kill(child, signal.SIGKILL)
+        longest = longest or 3 * (time.perf_counter() - start)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        assert os.WEXITSTATUS(status) == 0 and len(steps) == kills, (status, steps)
+        break
+    saved = torch.load(last, weights_only=True)
+    steps.append([len(saved["history"]), saved["step"]])
+print(json.dumps(steps))
+"""
 
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
-    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed")]
-    assert scores[0]["after"] == scores[1]["after"]
+
+def test_killed_twenty_times_it_ends_in_the_same_weights(photos, tmp_path):
+    config = config_for(photos, epochs=30, checkpoint_every=1, patience=30, image_size=16, loss="ProxyAnchorLoss")
+    (tmp_path / "config.yaml").write_text(json.dumps(asdict(config)))
+    words = [sys.executable, "-c", KILLER, tmp_path / "config.yaml"]
+    runs = {}
+    for name, kills in (("whole", 0), ("killed", 20)):
+        done = subprocess.run([*words, tmp_path / name, str(kills)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs[name] = json.loads(done.stdout)
+    assert len(runs["killed"]) == 20 and runs["killed"] == sorted(runs["killed"])
+    assert len({epoch for epoch, _ in runs["killed"]}) > 2 and any(step for _, step in runs["killed"])  # also within epochs
+    assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_failed_write_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch):
-    config = config_for(photos)
-    real, calls = torch.save, []
+@pytest.mark.parametrize("changes", [
+    {"accumulate": 2, "checkpoint_every": 1, "workers": 1},
+    {"model": "vit_tiny_patch16_224", "backbone_options": {"img_size": 32, "proj_drop_rate": 0.2}, "checkpoint_every": 3},
+], ids=["accumulated", "dropout"])
+def test_stopped_within_an_epoch_it_ends_in_the_same_weights(photos, tmp_path, monkeypatch, changes):
+    config = config_for(photos, epochs=2, precision="no", **changes)
+    train(config, tmp_path / "whole", quiet=True)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "stopped", quiet=True)
+    saved = torch.load(tmp_path / "stopped" / "checkpoint" / "last.pt", weights_only=True)
+    assert not saved["history"] and saved["step"] == len(saved["values"]) == changes["checkpoint_every"] * changes.get("accumulate", 1)
+    train(config, tmp_path / "stopped", resume=True, quiet=True)
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
 
-    def disk_full(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 3:
-            Path(arguments[1]).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        return real(*arguments, **options)
 
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+def test_it_goes_on_in_another_place(photos, tmp_path):
+    config = config_for(photos, epochs=1)
+    metrics = train(config, tmp_path / "run", quiet=True)
+    assert train(replace(config, workers=2, checkpoint_every=7, cache=str(tmp_path)), tmp_path / "run", resume=True) == metrics
+
+
+@pytest.mark.parametrize("room, said", [
+    (8_000_000, "last.pt could not be written in epoch 2, step 0 (File too large). The checkpoint before is whole"),
+    (1_000_000, "best.safetensors (File too large); a file that was there before is whole"),
+], ids=["for weights, not for a checkpoint", "for neither"])
+def test_a_full_disk_keeps_the_last_checkpoint(photos, tmp_path, monkeypatch, room, said):
+    config = config_for(photos, checkpoint_every=2)
+    train(config, tmp_path / "whole", quiet=True)
+    stop_after(monkeypatch, 3)
+    with pytest.raises(InterruptedError):
         train(config, tmp_path / "run", quiet=True)
-    monkeypatch.undo()
+    before = (tmp_path / "run" / "checkpoint" / "last.pt").read_bytes()
+    (tmp_path / "config.yaml").write_text(json.dumps(asdict(config)))
+    # The system refuses files longer than the limit, as a full disk does.
+    full = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({room},) * 2)\n" + RUN
+    done = subprocess.run(
+        [sys.executable, "-c", full, tmp_path / "config.yaml", tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError" in done.stderr
+    assert said in done.stderr
+    assert (tmp_path / "run" / "checkpoint" / "last.pt").read_bytes() == before
+    assert not [path.name for path in (tmp_path / "run" / "checkpoint").iterdir() if path.name.startswith(".")]
+    train(config, tmp_path / "run", resume=True, quiet=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+class Poisoned(torch.nn.Module):
+    "A loss that after some batches gives another value, or another gradient."
+    def __init__(self, value: float, gradient: float, after: int):
+        super().__init__()
+        self.value, self.gradient, self.after = value, gradient, after
+
+    def forward(self, embeddings, labels):
+        self.after -= 1
+        if self.after >= 0:
+            return embeddings.square().mean()
+        if self.gradient:
+            embeddings.register_hook(lambda gradient: gradient * self.gradient)
+        return embeddings.mean() + self.value
+
+
+@pytest.mark.parametrize("value, gradient, said", [
+    (float("nan"), 0, "the loss is nan"), (3e7, 0, "the loss is 3e+07"), (0.0, float("nan"), "the gradient is not finite"),
+])
+def test_a_run_that_diverges_stops_and_says_where(photos, tmp_path, monkeypatch, value, gradient, said):
+    monkeypatch.setattr(training, "build_loss", lambda *_, **__: Poisoned(value, gradient, after=6))  # epochs have 4 batches
+    with pytest.raises(FloatingPointError, match="epoch 1, step 2: ") as caught:
+        train(config_for(photos, checkpoint_every=1), tmp_path / "run", quiet=True)
+    message, last = str(caught.value), tmp_path / "run" / "checkpoint" / "last.pt"
+    assert said in message and f"The last good checkpoint is {last}" in message
+    saved = torch.load(last, weights_only=True)
+    assert (len(saved["history"]), saved["step"]) == (1, 2)
+    assert all(weights.isfinite().all() for weights in saved["model"].values())
+    header, *paths = (tmp_path / "run" / "stopped.txt").read_text().splitlines()
+    assert said in header and len(paths) == 18 and all(Path(path).is_file() for path in paths) and paths[0] in message
+
+
+def test_weights_that_are_not_finite_are_not_saved(photos, tmp_path, monkeypatch):
+    real = training.step
+
+    def step(state, *arguments):
+        with torch.no_grad():
+            state.network.head.bias.fill_(float("inf") if state.step == 3 else 0)
+        real(state, *arguments)
+
+    monkeypatch.setattr(training, "step", step)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(config_for(photos, checkpoint_every=1), tmp_path / "run", quiet=True)
     saved = torch.load(tmp_path / "run" / "checkpoint" / "last.pt", weights_only=True)
-    assert len(saved["history"]) == 2
-    assert train(config, tmp_path / "run", resume=True, quiet=True)["epochs"] == 4
+    assert saved["step"] == 2 and saved["model"]["head.bias"].isfinite().all()
+
+
+def test_accumulated_gradients_are_the_mean(photos, tmp_path):
+    from accelerate import Accelerator
+
+    config = config_for(photos, accumulate=2, optimizer="sgd", learning_rate=1.0, schedule="step", warmup=0.0, weight_decay=0.0, precision="no", **{
+        name: SAME[name] for name in ("freeze_batch_norm", "new_classes", "augment")})
+    data = training.load_datasets(config).train
+    batches = list(training.build_sampler(config, data.labels))[:2]
+    state = training.State(config, 2, Accelerator(mixed_precision="no"), 30)
+    before = [p.detach().clone() for p in state.network.parameters()]
+    for batch in batches:  # the gradients, by hand
+        images, labels = next(training.images_of(data, [batch], config))
+        (training.loss_of(state, images, labels, training.Augment(**config.augment)) / 2).backward()
+    expected = [p.grad.clone() for p in state.network.parameters()]
+    state.optimizer.zero_grad()
+    training.train_epoch(state, data, batches, training.Augment(**config.augment), tqdm(disable=True))
+    for parameter, start, gradient in zip(state.network.parameters(), before, expected):
+        torch.testing.assert_close(parameter.detach(), start - gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_without_validation_classes_the_last_epoch_counts(photos, tmp_path, monkeypatch):
+    whole = training.load_datasets
+    monkeypatch.setattr(training, "load_datasets", lambda config, quiet: whole(config)._replace(validation=None))
+    metrics = train(config_for(photos, patience=0), tmp_path / "run", quiet=True)
+    assert (metrics["selected_on"], metrics["epoch"], metrics["epochs"]) == ("the last epoch", 3, 4)
+    found = weights(tmp_path / "run")
+    assert all(torch.equal(found[name], found[name.replace("best", "last")]) for name in found if name.startswith("best"))
+
+
+def test_queries_search_the_gallery(photos, tmp_path, monkeypatch):
+    whole = training.load_datasets(config_for(photos))
+    queries, gallery = (Subset(whole.test, range(start, len(whole.test), 2)) for start in (0, 1))
+    for part in (queries, gallery):
+        part.labels = whole.test.labels[part.indices]
+        part.class_names, part.paths = whole.test.class_names, [whole.test.paths[i] for i in part.indices]
+    data = whole._replace(test=queries, gallery=gallery)
+    monkeypatch.setattr(training, "load_datasets", lambda config, quiet: data)
+    config = config_for(photos, epochs=1, ks=[1, 10])
+    metrics = train(config, tmp_path / "run", quiet=True)
+    model, _ = load_run(tmp_path / "run")
+    expected = evaluate(
+        training.embed(model, queries), queries.labels, gallery=training.embed(model, gallery), gallery_labels=gallery.labels, ks=[1, 10])
+    assert metrics["after"] == pytest.approx(expected, abs=1e-6) and set(expected) == {"recall@1", "recall@10", "r_precision", "map@r", "nmi"}
+
+
+@pytest.mark.parametrize("crop, options", [("random", {"part": 0.8}), ("resized", {"area": [0.3, 1.0]})])
+def test_crops_come_from_the_cache(photos, tmp_path, crop, options):
+    config = config_for(photos, epochs=1, crop=crop, crop_options=options, stored_size=48, cache=str(tmp_path / "cache"))
+    metrics = train(config, tmp_path / "run", quiet=True)
+    assert metrics["epochs"] == 1
+    sizes = sorted(path.name.split("-")[:2] for path in (tmp_path / "cache").glob("*.safetensors"))
+    assert sizes == [["middle", "32"], ["middle", "32"], ["whole", "48"]]
+    with pytest.raises(ValueError, match="crop is .* needs cache"):
+        train(replace(config, cache=None), tmp_path / "other", quiet=True)
+
+
+def test_compiled_or_not_it_trains(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no compiler")))
+    with pytest.warns(UserWarning, match="no compiler.*runs without"):
+        train(config_for(photos, epochs=1, compile=True), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.gpu
