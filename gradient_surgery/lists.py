@@ -25,7 +25,7 @@ def soft_hinge(
     "log(1 + exp z), up to the rounding of 1, and the sigmoid."
     return z.clamp(min=0) - z.abs().sigmoid().log(), z.sigmoid()
 
-# %% ../nbs/lists.ipynb #74505005
+# %% ../nbs/lists.ipynb #7ab4f865
 def soft_maximum(
     z: Float[Tensor, "a n"],
     mask: Bool[Tensor, "a n"] | None = None, # the entries that are in the list; None: all
@@ -36,6 +36,8 @@ def soft_maximum(
     z = z if mask is None else z.where(mask, least)
     top, share = z.amax(1, keepdim=True), z.softmax(1)
     value = top - share.amax(1, keepdim=True).log() # the largest share is that of the top
+    if mask is None and not zero:
+        return value[:, 0], share
     some = top > least # whether there is a list
     value, part = value.where(some, -torch.inf), some.to(z.dtype)
     if zero: # beside which the list has a part

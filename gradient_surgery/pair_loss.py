@@ -6,11 +6,11 @@
 __all__ = ['ALONE', 'Terms', 'Components', 'pair_masks', 'Members', 'find_members', 'Batch', 'Operands', 'check_batch',
            'find_lengths', 'check_pairs', 'which_pairs', 'check_classes', 'check_side', 'Alone', 'PairLoss']
 
-# %% ../nbs/pair_loss.ipynb #144f563f
+# %% ../nbs/pair_loss.ipynb #44f108bf
 import math
 import warnings
 from dataclasses import dataclass, field, fields
-from functools import cache, lru_cache, partial, reduce
+from functools import cache, lru_cache, reduce
 from operator import itemgetter
 from typing import Callable, ClassVar, Iterator, NamedTuple, dataclass_transform
 
@@ -345,7 +345,7 @@ class PairLoss(nn.Module):
             else value.tolist() if isinstance(value, Tensor) else value)
         return ", ".join(f"{name}={shown(value)!r}" for name, value in values.items())
 
-# %% ../nbs/pair_loss.ipynb #b36d2e6c
+# %% ../nbs/pair_loss.ipynb #4f8c3407
 def _terms(
     loss: PairLoss,
     similarity: Callable[[slice], Float[Tensor, "r n"]], # gives some rows of S
@@ -372,18 +372,21 @@ def _terms(
             known = known.of(lambda y: pad(y, (0, below)))
         return rows, (similarity(rows), *masks), known
 
-    summary, step = None, partial(_call, loss)
-    for once in range(loss.passes + 1):
-        summaries = []
+    summary = None
+    def call(name, index):
+        rows, seen, known = pairs(index)
+        known = known._replace(summary=summary, columns=summary if anchored else None)
+        return rows, _call(loss, name, *seen, known)
+
+    for _ in range(loss.passes):
+        table = None # made once: small pieces between large ones would break up the memory
         for index in range(len(chunks)):
-            rows, seen, known = pairs(index)
-            known = known._replace(summary=summary, columns=summary if anchored else None)
-            if once == loss.passes:
-                yield rows, step("rows", *seen, known)
-            else:
-                summaries.append(step("summarise", *seen, known))
-        if summaries:
-            summary = processes.gather(torch.cat(summaries))
+            rows, part = call("summarise", index)
+            table = part.new_empty(number + below, part.shape[1]) if table is None else table
+            table[rows] = part
+        summary = processes.gather(table)
+    for index in range(len(chunks)):
+        yield call("rows", index)
 
 # %% ../nbs/pair_loss.ipynb #f7615a49
 def _call(loss: PairLoss, name: str, *arguments):

@@ -7,7 +7,8 @@ __all__ = ['ATTRACTION', 'REPULSION', 'NEUTRAL', 'TICKS', 'COEFFICIENTS', 'figur
            'show_curl', 'show_field', 'show_loss', 'show_dissection', 'show_history', 'show_gallery', 'hardest_pairs',
            'show_triplets']
 
-# %% ../nbs/plots.ipynb #d940de37
+# %% ../nbs/plots.ipynb #af9d905b
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -171,20 +172,22 @@ def _show_factors(left, right, factors):
     right.set(
         title="triplet weight", xlabel="$s_{ap}$", ylabel="$s_{an}$", xticks=TICKS, yticks=TICKS)
 
-# %% ../nbs/plots.ipynb #97b9bcf8
+# %% ../nbs/plots.ipynb #85260750
 def show_history(
     history: list[dict[str, float]], # for each epoch: epoch, loss, recall@1 on validation classes
     *, path: str | Path | None = None,
 ) -> None:
-    "Loss and validation Recall@1 against epochs, the best epoch marked."
-    epochs = [row["epoch"] for row in history]
+    "Loss and, if there are validation classes, their Recall@1 against epochs, the best marked."
+    epochs, recall = ([row[name] for row in history] for name in ("epoch", "recall@1"))
     with figure(1, 2, size=(7.4, 3), path=path) as (fig, (left, right)):
         left.plot(epochs, [row["loss"] for row in history], color=NEUTRAL)
         left.set(title="value on training classes", xlabel="epoch")
-        right.plot(epochs, [row["recall@1"] for row in history], color=ATTRACTION)
-        best = max(history, key=lambda row: row["recall@1"])
-        right.plot(best["epoch"], best["recall@1"], "o", color=ATTRACTION)
-        right.set(title=f"validation Recall@1, best {best['recall@1']:.1%}", xlabel="epoch")
+        right.set(title="no validation classes", xlabel="epoch")
+        if not math.isnan(recall[-1]):
+            best = recall.index(max(recall))
+            right.plot(epochs, recall, color=ATTRACTION)
+            right.plot(epochs[best], recall[best], "o", color=ATTRACTION)
+            right.set_title(f"validation Recall@1, best {recall[best]:.1%}")
 
 # %% ../nbs/plots.ipynb #6f9ee53e
 def show_gallery(

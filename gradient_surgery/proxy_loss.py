@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .anatomy import relative_error
 from .pair_loss import Operands, PairLoss, check_classes, check_side
 
-# %% ../nbs/proxy_loss.ipynb #46cdce9a
+# %% ../nbs/proxy_loss.ipynb #3877e319
 class ProxyLoss(PairLoss):
     """A pair loss against learned proxies: `loss(embeddings, labels)`.
 
@@ -42,7 +42,7 @@ class ProxyLoss(PairLoss):
         Raises `ValueError` for embeddings of another size and for labels that are no class."""
         check_size(embeddings, labels, self.embedding_size)
         check_classes(labels, self.num_classes)
-        return Operands(embeddings, labels, self.proxies, self.proxy_labels)
+        return Operands(embeddings, labels, self.proxies.contiguous(), self.proxy_labels)
 
     def forward(
         self,

@@ -21,7 +21,7 @@ def means_of_pairs(
     counts, *sums = summary.sum(0).view(-1, 2)
     return torch.stack(sums) / counts.clamp(min=1)
 
-# %% ../../nbs/losses/intra_pair_variance.ipynb #674e6ed4
+# %% ../../nbs/losses/intra_pair_variance.ipynb #4d74e361
 class IntraPairVarianceLoss(PairLoss):
     """Squared hinge around the mean similarity, averaged over positive pairs and over negative
     pairs. Yu and Tao 2019."""
@@ -30,22 +30,25 @@ class IntraPairVarianceLoss(PairLoss):
     pos_eps: float = 0.01 # ε₊: positives may be this share of their mean below it
     neg_eps: float = 0.01 # ε₋: negatives may be this share of their mean above it
 
-    def hinges(self, similarity, positives, negatives, batch):
+    def hinges(self, s_ap, real, s_an, negatives, batch):
         mean_p, mean_n = means_of_pairs(batch.summary)[0]
         return (
-            ((1 - self.pos_eps) * mean_p - similarity).relu() * positives,
-            (similarity - (1 + self.neg_eps) * mean_n).relu() * negatives)
+            ((1 - self.pos_eps) * mean_p - s_ap).relu() * real,
+            (s_an - (1 + self.neg_eps) * mean_n).relu() * negatives)
 
     def summarise(self, similarity, positives, negatives, batch):
-        terms = [positives, negatives, similarity * positives, similarity * negatives]
+        p, real = batch.positives()
+        s_ap = similarity.gather(1, p)
+        terms = [real, negatives, s_ap * real, similarity * negatives]
         if batch.summary is not None: # the second pass
-            terms += self.hinges(similarity, positives, negatives, batch)
-        return torch.stack([term.sum(1).to(similarity) for term in terms], dim=1)
+            terms += self.hinges(s_ap, real, similarity, negatives, batch)
+        return torch.stack([term.sum(1, dtype=similarity.dtype) for term in terms], dim=1)
 
     def rows(self, similarity, positives, negatives, batch):
+        p, real = batch.positives()
         one_p, one_n = weight_of_one(batch.summary[:, :2])
-        pull, push = self.hinges(similarity, positives, negatives, batch)
+        pull, push = self.hinges(similarity.gather(1, p), real, similarity, negatives, batch)
         pulls, pushes = means_of_pairs(batch.summary)[1]
-        c_p = one_p * positives * ((1 - self.pos_eps) * pulls - pull)
-        c_n = one_n * negatives * (push - (1 + self.neg_eps) * pushes)
-        return Terms(one_p * (pull**2).sum(1) + one_n * (push**2).sum(1), 2 * (c_p + c_n))
+        c = 2 * one_n * (push - (1 + self.neg_eps) * pushes) * negatives
+        c.scatter_add_(1, p, 2 * one_p * real * ((1 - self.pos_eps) * pulls - pull))
+        return Terms(one_p * (pull**2).sum(1) + one_n * (push**2).sum(1), c)

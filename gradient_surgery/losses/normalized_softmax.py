@@ -24,7 +24,7 @@ def cross_entropy(
     mine = logits.gather(1, own)
     return value - mine[:, 0], share.scatter_add_(1, own, torch.full_like(mine, -1))
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #57f94c5f
+# %% ../../nbs/losses/normalized_softmax.ipynb #4a11ff9e
 class SoftmaxOverProxies(ProxyLoss):
     """Cross-entropy over one proxy for each class, averaged over embeddings.
     A subclass defines `target`, and has a `scale`."""
@@ -35,7 +35,7 @@ class SoftmaxOverProxies(ProxyLoss):
 
     @property
     def proxies(self):
-        return self.W.T.contiguous()
+        return self.W.T
 
     def target(
         self, s: Float[Tensor, "a 1"] # similarities to the own proxies

@@ -24,7 +24,7 @@ def soft_nearest(
     S = (q * s).sum(2)
     return S, q * (1 + (s - S[:, :, None]) / gamma)
 
-# %% ../../nbs/losses/soft_triple.ipynb #fecc6ca3
+# %% ../../nbs/losses/soft_triple.ipynb #d0fdd7d7
 class SoftTripleLoss(ProxyLoss):
     """Cross-entropy over classes with several centres each, averaged over embeddings.
     Qian et al. 2019, without regulariser."""
@@ -44,7 +44,7 @@ class SoftTripleLoss(ProxyLoss):
 
     @property
     def proxies(self):
-        return self.fc.T.contiguous()
+        return self.fc.T
 
     def rows(self, similarity, positives, negatives, batch):
         size = batch.members.most # of each class, as their proxies come class by class
