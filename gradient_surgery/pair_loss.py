@@ -70,7 +70,7 @@ def find_members(labels: Int[Tensor, "a"], reference_labels: Int[Tensor, "n"]) -
     least, most = torch.stack(count.aminmax()).tolist()
     return Members(order, start, count, most, least)
 
-# %% ../nbs/pair_loss.ipynb #40d99286
+# %% ../nbs/pair_loss.ipynb #0498fcb0
 class Batch(NamedTuple):
     "What a loss may know beyond the rows it is given."
     labels: Int[Tensor, "a"] # of these rows' anchors
@@ -79,28 +79,37 @@ class Batch(NamedTuple):
     members: Members
     lengths: Float[Tensor, "a 1"] | None = None # of the raw embeddings
     reference_lengths: Float[Tensor, "n 1"] | None = None # of the references, if there are any
+    # columns padded to the longest list, and which of them are real; of the class, so is the anchor
+    of_the_class: tuple[Int[Tensor, "a m"], Bool[Tensor, "a m"]] | None = None
+    positives: tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]] | None = None
     summary: Float[Tensor, "all k"] | None = None # of all anchors, from `summarise`
     columns: Float[Tensor, "n k"] | None = None # the same of the columns, if they are the anchors
 
-    def positives(self) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]:
-        "The columns of each anchor's positives, padded to the longest list, and which are real."
-        columns, real = self.of_the_class()
-        if self.own is None:
-            return columns, real
-        last = columns.gather(1, (self.members.count - 1).clamp(min=0)[:, None])
-        return columns.where(columns != self.own[:, None], last)[:, :-1], real[:, 1:]
-
-    def of_the_class(self) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]:
-        "The same with the anchor itself, if it is among the columns."
+    def listed(self) -> "Batch":
+        "The same with its lists."
         order, start, count, most, _ = self.members
         place, count = torch.arange(most, device=order.device), count[:, None]
         within = place.minimum((count - 1).clamp(min=0)) # padded by the last of the class
         columns = order[(start[:, None] + within).clamp_(max=len(order) - 1)]
-        return columns, place < count
+        of_the_class = positives = columns, place < count
+        if self.own is not None: # in its place the last of the class, where it is left out
+            others = columns.where(columns != self.own[:, None], columns[:, -1:])
+            positives = others[:, :-1], of_the_class[1][:, 1:]
+        return self._replace(of_the_class=of_the_class, positives=positives)
+
+    def masks(self) -> tuple[Bool[Tensor, "a n"], Bool[Tensor, "a n"]]:
+        "What `pair_masks` gives, from the lists."
+        columns, real = self.of_the_class
+        same = real.new_zeros(len(columns), len(self.reference_labels))
+        same.scatter_(1, columns, real[:, :1].expand_as(columns))
+        negatives = ~same
+        if self.own is not None:
+            same.scatter_(1, self.own[:, None], False)
+        return same, negatives
 
     def negatives_of(self, x: Float[Tensor, "a n"]) -> Float[Tensor, "a n"]:
         "These numbers themselves, with zeros written at the columns of each anchor's own class."
-        columns, real = self.of_the_class()
+        columns, real = self.of_the_class
         return x.scatter_(1, columns, x.gather(1, columns).masked_fill(real[:, :1], 0))
 
     def of(self, change: Callable[[Int[Tensor, "a"]], Int[Tensor, "b"]]) -> "Batch":
@@ -345,7 +354,7 @@ class PairLoss(nn.Module):
             else value.tolist() if isinstance(value, Tensor) else value)
         return ", ".join(f"{name}={shown(value)!r}" for name, value in values.items())
 
-# %% ../nbs/pair_loss.ipynb #4f8c3407
+# %% ../nbs/pair_loss.ipynb #4bb834d8
 def _terms(
     loss: PairLoss,
     similarity: Callable[[slice], Float[Tensor, "r n"]], # gives some rows of S
@@ -364,12 +373,12 @@ def _terms(
     @lru_cache(maxsize=1)
     def pairs(index: int):
         rows = chunks[index]
-        known = batch if len(chunks) == 1 else batch.of(itemgetter(rows))
-        masks = pair_masks(*known[:3])
+        known = (batch if len(chunks) == 1 else batch.of(itemgetter(rows))).listed()
+        masks = known.masks()
         if below: # rows without a positive and without a negative
             rows = slice(0, number + below)
             masks = (pad(mask, (0, 0, 0, below)) for mask in masks)
-            known = known.of(lambda y: pad(y, (0, below)))
+            known = known.of(lambda y: pad(y, (0, below))).listed()
         return rows, (similarity(rows), *masks), known
 
     summary = None

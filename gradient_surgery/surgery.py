@@ -37,7 +37,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #d8fd19b5
+# %% ../nbs/surgery.ipynb #d0f752ba
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
@@ -76,7 +76,7 @@ class GradientSurgery(PairLoss):
     def rows(self, similarity, positives, negatives, batch):
         if self.over_all:
             D = self.direction.distance(similarity)
-            potential, count, by_D = self.over_all(D, batch.positives(), negatives)
+            potential, count, by_D = self.over_all(D, batch.positives, negatives)
             pull, push = by_D.clamp(min=0), by_D.neg().clamp(min=0)
         else:
             potential, count, pull, push = self._one_by_one(

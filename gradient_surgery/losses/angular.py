@@ -15,7 +15,7 @@ from torch import Tensor
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/angular.ipynb #464f88d7
+# %% ../../nbs/losses/angular.ipynb #3862770e
 class AngularLoss(PairLoss):
     "Angular loss, averaged over positive pairs. Wang et al. 2017."
     components = Components("cosine", "constant", "softmax over the list", "all triplets")
@@ -23,7 +23,7 @@ class AngularLoss(PairLoss):
     alpha: float = 40.0 # in degrees: how wide the positives may look from a negative
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         value, c = similarity.new_zeros(len(p)), torch.zeros_like(similarity)
         for column, exists in zip(p.T, real.T):
             value += add_triangles(c, similarity, column, negatives & exists[:, None], self.alpha)

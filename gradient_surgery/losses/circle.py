@@ -11,7 +11,7 @@ import torch
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/circle.ipynb #8bb38f25
+# %% ../../nbs/losses/circle.ipynb #d066072d
 class CircleLoss(PairLoss):
     """Circle loss, averaged over the anchors whose value is not zero. Sun et al. 2020, eq. 6.
     By default the coefficients are not the derivative of the value: see `detached`."""
@@ -22,7 +22,7 @@ class CircleLoss(PairLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         s, m, gamma = similarity, self.m, self.gamma
-        p, real = batch.positives()
+        p, real = batch.positives
         s_p = s.gather(1, p)
         alpha_p, alpha_n = (1 + m - s_p).clamp(min=0), (s + m).clamp(min=0)
         far, pull = soft_maximum(-gamma * alpha_p * (s_p - 1 + m), real)

@@ -24,7 +24,7 @@ def weight_of_one(
     average = counts.mean(0)
     return torch.where(average > 0, 1 / average, 0)
 
-# %% ../../nbs/losses/contrastive.ipynb #50edf896
+# %% ../../nbs/losses/contrastive.ipynb #62805aa4
 class Pairs(NamedTuple):
     "What a loss says about pairs of given similarities."
     counted: Float[Tensor, "a n"] # 1 for those that the mean is taken over, else 0
@@ -39,7 +39,7 @@ class MeanOverPairs(PairLoss):
 
     def kinds(self, similarity, batch):
         "Columns, which of the pairs count, values and derivatives: of positives, of negatives."
-        p, real = batch.positives()
+        p, real = batch.positives
         pull, push = self.pull(similarity.gather(1, p)), self.push(similarity)
         return p, (pull.counted * real, *pull[1:]), (batch.negatives_of(push.counted), *push[1:])
 

@@ -14,7 +14,7 @@ from ..geometry import Direction
 from .histogram import between_nodes, soft_histogram
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/fast_ap.ipynb #307ca0a6
+# %% ../../nbs/losses/fast_ap.ipynb #b1789a4b
 class FastAPLoss(PairLoss):
     "1 minus FastAP, averaged over the anchors that have a positive. Cakir et al. 2019."
     components = Components(
@@ -26,7 +26,7 @@ class FastAPLoss(PairLoss):
         D, w = self.direction.distance(similarity), self.direction.slope(similarity)
         rate = self.num_bins / self.direction.distance(similarity.new_tensor(-1)) # 1/Δ
         below, beyond = between_nodes(D * rate, self.num_bins)
-        p, real = batch.positives()
+        p, real = batch.positives
         few = below.gather(1, p), beyond.gather(1, p)
         precision, by_p, by_n = average_precision(
             soft_histogram(*few, real, self.num_bins),

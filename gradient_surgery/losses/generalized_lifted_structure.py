@@ -10,7 +10,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/generalized_lifted_structure.ipynb #b3f7c9ae
+# %% ../../nbs/losses/generalized_lifted_structure.ipynb #00f2cccf
 class GeneralizedLiftedStructureLoss(PairLoss):
     "Generalised lifted structure loss, averaged over anchors. Hermans et al. 2017."
     components = Components("any, Euclidean by default", "share of the list", "hinge", "all pairs")
@@ -19,7 +19,7 @@ class GeneralizedLiftedStructureLoss(PairLoss):
     direction: str | Direction = "euclidean" # the distance of both margins
 
     def rows(self, similarity, positives, negatives, batch):
-        (p, real), D = batch.positives(), self.direction.distance(similarity)
+        (p, real), D = batch.positives, self.direction.distance(similarity)
         P, share_p = soft_maximum(D.gather(1, p) - self.pos_margin, real)
         N, share_n = soft_maximum(self.neg_margin - D, negatives)
         hinge = (P.nan_to_num(neginf=0) + N.nan_to_num(neginf=0)).clamp(min=0) # an empty list is 0

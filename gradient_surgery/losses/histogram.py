@@ -34,7 +34,7 @@ def soft_histogram(
     h.scatter_add_(1, below, (1 - beyond) * mask)
     return h.scatter_add_(1, below + 1, beyond * mask)
 
-# %% ../../nbs/losses/histogram.ipynb #365bac4f
+# %% ../../nbs/losses/histogram.ipynb #fd624fbb
 class HistogramLoss(PairLoss):
     """Probability that a negative pair is nearer than a positive pair, averaged over all of both.
     Ustinova and Lempitsky 2016. Raises `ValueError` if `n_bins` and `delta` disagree."""
@@ -51,13 +51,13 @@ class HistogramLoss(PairLoss):
         return between_nodes((s + 1) * self.n_bins / 2, self.n_bins)
 
     def summarise(self, similarity, positives, negatives, batch):
-        column, real = batch.positives()
+        column, real = batch.positives
         negatives = beside_a_positive(positives, negatives, batch.reference_labels)
         kinds = (similarity.gather(1, column), real), (similarity, negatives)
         return torch.cat([soft_histogram(*self.at(s), mask, self.n_bins) for s, mask in kinds], 1)
 
     def rows(self, similarity, positives, negatives, batch):
-        (below, _), (column, real) = self.at(similarity), batch.positives()
+        (below, _), (column, real) = self.at(similarity), batch.positives
         negatives = beside_a_positive(positives, negatives, batch.reference_labels)
         h = batch.summary.mean(0).view(2, -1) # both histograms, of a row on average
         n = h.sum(1) # pairs of a row, on average

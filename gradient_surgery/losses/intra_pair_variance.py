@@ -21,7 +21,7 @@ def means_of_pairs(
     counts, *sums = summary.sum(0).view(-1, 2)
     return torch.stack(sums) / counts.clamp(min=1)
 
-# %% ../../nbs/losses/intra_pair_variance.ipynb #4d74e361
+# %% ../../nbs/losses/intra_pair_variance.ipynb #19262537
 class IntraPairVarianceLoss(PairLoss):
     """Squared hinge around the mean similarity, averaged over positive pairs and over negative
     pairs. Yu and Tao 2019."""
@@ -37,7 +37,7 @@ class IntraPairVarianceLoss(PairLoss):
             (s_an - (1 + self.neg_eps) * mean_n).relu() * negatives)
 
     def summarise(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         s_ap = similarity.gather(1, p)
         terms = [real, negatives, s_ap * real, similarity * negatives]
         if batch.summary is not None: # the second pass
@@ -45,7 +45,7 @@ class IntraPairVarianceLoss(PairLoss):
         return torch.stack([term.sum(1, dtype=similarity.dtype) for term in terms], dim=1)
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         one_p, one_n = weight_of_one(batch.summary[:, :2])
         pull, push = self.hinges(similarity.gather(1, p), real, similarity, negatives, batch)
         pulls, pushes = means_of_pairs(batch.summary)[1]

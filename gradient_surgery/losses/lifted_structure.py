@@ -14,7 +14,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/lifted_structure.ipynb #df40c6b8
+# %% ../../nbs/losses/lifted_structure.ipynb #3385d58e
 class LiftedStructureLoss(PairLoss):
     "Smooth lifted structure loss, averaged over positive pairs. Oh Song et al. 2016."
     components = Components(
@@ -30,7 +30,7 @@ class LiftedStructureLoss(PairLoss):
         return soft_maximum(self.neg_margin - D, negatives)[0][:, None] # L
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         D = self.direction.distance(similarity)
         L, share = soft_maximum(self.neg_margin - D, negatives)
         both, part = both_ends(L[:, None], None if batch.columns is None else batch.columns[p, 0])

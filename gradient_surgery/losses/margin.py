@@ -12,7 +12,7 @@ from torch import nn
 from ..geometry import Direction
 from ..pair_loss import Components, PairLoss, Terms, check_classes
 
-# %% ../../nbs/losses/margin.ipynb #9464f4fa
+# %% ../../nbs/losses/margin.ipynb #398cafbf
 class MarginLoss(PairLoss):
     "Margin loss over all triplets, averaged over their active terms. Wu et al. 2017."
     components = Components("any, Euclidean by default", "step at a margin", "none", "all triplets")
@@ -33,7 +33,7 @@ class MarginLoss(PairLoss):
         which = batch.labels if len(self.beta) > 1 else torch.zeros_like(batch.labels)
         check_classes(which, len(self.beta))
         D, w = self.direction.distance(similarity), self.direction.slope(similarity)
-        (p, real), beta = batch.positives(), self.beta.to(D)[which, None]
+        (p, real), beta = batch.positives, self.beta.to(D)[which, None]
         far = (self.margin + D.gather(1, p) - beta).relu() * real
         near = (self.margin + beta - D).relu() * negatives
         P, M = (mask.sum(1, keepdim=True, dtype=D.dtype) for mask in (positives, negatives))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/multi_similarity.ipynb #cac59e72
+# %% ../../nbs/losses/multi_similarity.ipynb #3ee45a12
 class MultiSimilarityLoss(PairLoss):
     "Multi-similarity loss, averaged over anchors. Wang et al. 2019, eq. 15."
     components = Components("cosine", "sigmoid, shared by the list", "none", "all, or overlapping")
@@ -25,7 +25,7 @@ class MultiSimilarityLoss(PairLoss):
     def rows(self, similarity, positives, negatives, batch):
         if self.epsilon is not None:
             positives, negatives = overlapping(similarity, positives, negatives, self.epsilon)
-        p, real = batch.positives()
+        p, real = batch.positives
         s_p, acts = similarity.gather(1, p), real & positives.gather(1, p)
         pull, c_pull = soft_maximum(self.alpha * (self.base - s_p), acts, zero=True)
         push, c = soft_maximum(self.beta * (similarity - self.base), negatives, zero=True)

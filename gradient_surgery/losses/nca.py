@@ -12,7 +12,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/nca.ipynb #ab23d3f4
+# %% ../../nbs/losses/nca.ipynb #74f76e50
 class NCALoss(PairLoss):
     """Neighbourhood components analysis, averaged over anchors with a positive.
     Goldberger et al. 2004."""
@@ -21,7 +21,7 @@ class NCALoss(PairLoss):
     direction: str | Direction = "squared" # the distance in the exponent
 
     def rows(self, similarity, positives, negatives, batch):
-        (p, real), z = batch.positives(), -self.softmax_scale * self.direction.distance(similarity)
+        (p, real), z = batch.positives, -self.softmax_scale * self.direction.distance(similarity)
         near, share_p = soft_maximum(z.gather(1, p), real) # P_i
         far, share_n = soft_maximum(z, negatives) # N_i
         active = real.any(1)

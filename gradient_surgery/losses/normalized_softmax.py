@@ -24,7 +24,7 @@ def cross_entropy(
     mine = logits.gather(1, own)
     return value - mine[:, 0], share.scatter_add_(1, own, torch.full_like(mine, -1))
 
-# %% ../../nbs/losses/normalized_softmax.ipynb #4a11ff9e
+# %% ../../nbs/losses/normalized_softmax.ipynb #93d8d6ad
 class SoftmaxOverProxies(ProxyLoss):
     """Cross-entropy over one proxy for each class, averaged over embeddings.
     A subclass defines `target`, and has a `scale`."""
@@ -44,7 +44,7 @@ class SoftmaxOverProxies(ProxyLoss):
         return s, torch.ones_like(s)
 
     def rows(self, similarity, positives, negatives, batch):
-        own, _ = batch.positives() # one, as there is one proxy for each class
+        own, _ = batch.positives # one, as there is one proxy for each class
         s, slope = self.target(similarity.gather(1, own))
         value, c = cross_entropy(similarity.scatter(1, own, s).mul_(self.scale), own)
         c *= self.scale

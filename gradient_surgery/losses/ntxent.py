@@ -9,7 +9,7 @@ __all__ = ['NTXentLoss']
 from ..lists import soft_hinge, soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ntxent.ipynb #39be3480
+# %% ../../nbs/losses/ntxent.ipynb #9442ba76
 class NTXentLoss(PairLoss):
     """Normalised temperature-scaled cross-entropy, or InfoNCE, averaged over positive pairs.
     Chen et al. 2020; van den Oord et al. 2018."""
@@ -17,7 +17,7 @@ class NTXentLoss(PairLoss):
     temperature: float = 0.07 # τ: the lower, the more the nearest negatives count
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         z = similarity / self.temperature
         nearest, share = soft_maximum(z, negatives) # N_a
         value, T = soft_hinge(nearest[:, None] - z.gather(1, p)) # of each positive: [a, p]

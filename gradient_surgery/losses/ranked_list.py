@@ -16,7 +16,7 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ranked_list.ipynb #baef1387
+# %% ../../nbs/losses/ranked_list.ipynb #04037525
 class RankedListLoss(PairLoss):
     """Weighted means of the violating pairs' hinges, averaged over anchors. Wang et al. 2019.
     With `detached` the coefficients are not the derivative of the value."""
@@ -32,7 +32,7 @@ class RankedListLoss(PairLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         alpha = 1 + self.margin / 2 if self.alpha is None else self.alpha
-        (p, real), D = batch.positives(), self.direction.distance(similarity)
+        (p, real), D = batch.positives, self.direction.distance(similarity)
         too_far, least = D.gather(1, p) - alpha + self.margin, math.log(1e-5 * D.shape[1])
         far, pull = weighted_mean(too_far, real, self.Tp, least, self.detached)
         near, push = weighted_mean(alpha - D, negatives, self.Tn, least, self.detached)

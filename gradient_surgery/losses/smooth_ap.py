@@ -10,7 +10,7 @@ import torch
 
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/smooth_ap.ipynb #9a4fad4a
+# %% ../../nbs/losses/smooth_ap.ipynb #7b47617c
 class SmoothAPLoss(PairLoss):
     """1 minus smoothed average precision, averaged over the anchors that have a positive.
     Brown et al. 2020."""
@@ -20,7 +20,7 @@ class SmoothAPLoss(PairLoss):
     temperature: float = 0.01 # τ: differences well above it count as a full step
 
     def rows(self, similarity, positives, negatives, batch):
-        column, real = batch.of_the_class() # the relevant items i
+        column, real = batch.of_the_class # the relevant items i
         has, s_i = positives.any(1).to(similarity), similarity.gather(1, column)[:, :, None]
         ahead = torch.sigmoid((similarity[:, None] - s_i) / self.temperature) # σ_ij: [a, i, j]
         rank = 0.5 + ahead.sum(2) # of the 1, the item itself has brought a half

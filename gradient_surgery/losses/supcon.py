@@ -9,7 +9,7 @@ __all__ = ['SupConLoss']
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/supcon.ipynb #28d51bfc
+# %% ../../nbs/losses/supcon.ipynb #7b8646e3
 class SupConLoss(PairLoss):
     "Supervised contrastive loss, averaged over anchors with a positive. Khosla et al. 2020, eq. 2."
     components = Components(
@@ -17,7 +17,7 @@ class SupConLoss(PairLoss):
     temperature: float = 0.1 # τ: the lower, the more the nearest pairs count
 
     def rows(self, similarity, positives, negatives, batch):
-        (p, real), z = batch.positives(), similarity / self.temperature
+        (p, real), z = batch.positives, similarity / self.temperature
         everyone, share = soft_maximum(z, positives | negatives) # A_a, q_aj
         due = real / real.sum(1, keepdim=True, dtype=z.dtype).clamp(min=1)
         active = real.any(1)

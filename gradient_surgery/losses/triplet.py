@@ -13,7 +13,7 @@ from ..geometry import Direction
 from ..lists import hinge, soft_hinge
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/triplet.ipynb #b0b54fcd
+# %% ../../nbs/losses/triplet.ipynb #1fbd26fa
 class TripletMarginLoss(PairLoss):
     """Triplet loss over all triplets, averaged over the active ones.
     Schroff et al. 2015, eq. 3, without its squares."""
@@ -26,7 +26,7 @@ class TripletMarginLoss(PairLoss):
     triangles = property(lambda self: self.swap)
 
     def rows(self, similarity, positives, negatives, batch):
-        seen = self.direction.distance(similarity), batch.positives(), negatives, self.margin
+        seen = self.direction.distance(similarity), batch.positives, negatives, self.margin
         if self.swap or self.smooth_loss:
             sums = list_triplets(*seen, soft_hinge if self.smooth_loss else hinge, self.swap)
         else:

@@ -12,7 +12,7 @@ from ..geometry import geodesic
 from ..lists import soft_hinge, soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #ff8ce49a
+# %% ../../nbs/losses/tuplet_margin.ipynb #e0f1b62b
 class TupletMarginLoss(PairLoss):
     "Tuplet margin loss, averaged over positive pairs. Yu and Tao 2019."
     components = Components(
@@ -21,7 +21,7 @@ class TupletMarginLoss(PairLoss):
     scale: float = 64.0 # γ
 
     def rows(self, similarity, positives, negatives, batch):
-        p, real = batch.positives()
+        p, real = batch.positives
         s_ap = similarity.gather(1, p) # [a, p]
         angle = geodesic.distance(s_ap) - math.radians(self.margin) # θ - β
         push, share = soft_maximum(self.scale * similarity, negatives) # L_a
