@@ -28,6 +28,7 @@ lab: $(DEV) ## Open the notebooks in JupyterLab
 bench: $(DEV) ## Measure speed and memory; JSON and figures in runs/speed; ARGS go to benchmarks/losses.py
 	@$(BIN)/python benchmarks/losses.py $(ARGS)
 	@$(BIN)/python benchmarks/evaluation.py
+	@$(BIN)/python benchmarks/images.py --output runs/speed/images.json
 	@$(BIN)/python benchmarks/training.py
 	@$(BIN)/papermill --log-level ERROR --no-progress-bar -p folder runs/speed -p pictures runs/speed nbs/paper/speed.ipynb runs/speed/speed.ipynb
 
