@@ -419,7 +419,8 @@ def train(
 ) -> dict: # what `metrics.json` holds
     """Train a network and measure it on classes it never saw.
     Raises `FileExistsError` for a folder in use where `resume` is not given, `ValueError` where it
-    holds a run of another configuration, `FloatingPointError` where training diverges, and `OSError` where there is no room on the disk."""
+    holds a run of another configuration, `FloatingPointError` where training diverges, and `OSError`
+    where there is no room on the disk."""
     folder = Path(folder)
     check_unused(folder, resume)
     data = load_datasets(config, quiet=quiet)

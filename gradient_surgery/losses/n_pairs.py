@@ -14,7 +14,7 @@ from ..geometry import plain, sphere
 from ..lists import soft_maximum
 from ..pair_loss import Alone, Batch, Components, Operands, PairLoss, Terms
 
-# %% ../../nbs/losses/n_pairs.ipynb #4e31e35a
+# %% ../../nbs/losses/n_pairs.ipynb #380da923
 class NPairsLoss(PairLoss):
     "N-pairs loss, averaged over the classes that have a pair. Sohn 2016, eq. 6."
     components = Components("cosine", "constant", "softmax over the list", "one pair of each class")
@@ -42,7 +42,7 @@ def partners(
     anchors = rank[batch.own] == 0 # the first of each class
     return rank == 1, positives & (rank == 1) & anchors[:, None]
 
-
+# %% ../../nbs/losses/n_pairs.ipynb #bef9a456
 def pairs_only(
     embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], references: tuple, processes: Alone
 ) -> Operands:
