@@ -8,10 +8,10 @@ __all__ = ['SOP_HEADER', 'IN_SHOP_HEADER', 'CARS_LAYOUTS', 'CUB', 'CARS', 'SOP',
            'read_sop', 'header_fault', 'category_faults', 'read_in_shop', 'read_matlab', 'annotations', 'cars_rows',
            'class_names', 'read_classic_cars', 'read_devkit_cars', 'read_folders_of_cars', 'read_cars', 'Archive',
            'Benchmark', 'contradictions', 'in_short', 'incompleteness', 'missing_images', 'files_in', 'first_missing',
-           'how_missing', 'benchmark_index', 'IndexedImages', 'Splits', 'images_of', 'validation_classes', 'splits_of',
+           'how_missing', 'benchmark_index', 'Splits', 'images_of', 'validation_classes', 'splits_of',
            'benchmark_splits']
 
-# %% ../../nbs/data/benchmarks.ipynb #88ee28d4
+# %% ../../nbs/data/benchmarks.ipynb #5f533808
 import os
 import random
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .folder import image_files, read_image
+from .folder import IndexedImages, image_files
 
 # %% ../../nbs/data/benchmarks.ipynb #563fb525
 class Row(NamedTuple):
@@ -539,32 +539,6 @@ def benchmark_index(
     if complete:
         index.faults.extend(incompleteness(index, benchmark))
     return index
-
-# %% ../../nbs/data/benchmarks.ipynb #bccb378a
-class IndexedImages(Dataset):
-    "Images that are listed, read when they are asked for, as pairs of an image and its label."
-
-    def __init__(
-        self,
-        root: str | Path, # that paths begin from
-        paths: list[str],
-        labels: Int[Tensor, "n"], # of the images, from 0
-        class_names: list[str], # in the order of the labels
-        size: int = 64, # pixels on a side
-    ):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size is {size!r}; expected a whole number of pixels, at least 1")
-        self.labels = torch.as_tensor(labels)
-        if len(paths) != len(self.labels):
-            raise ValueError(f"{len(paths)} paths and {len(self.labels)} labels; expected as many")
-        self.paths = [str(Path(root) / path) for path in paths]
-        self.class_names, self.size = class_names, size
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        return read_image(self.paths[i], size=self.size), int(self.labels[i])
 
 # %% ../../nbs/data/benchmarks.ipynb #e107424c
 class Splits(NamedTuple):
