@@ -9,7 +9,7 @@ __all__ = ['work', 'GradientSurgery']
 from typing import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from .geometry import Direction, as_direction, tangent_length

@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from .folder import IndexedImages, image_files
