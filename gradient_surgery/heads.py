@@ -192,8 +192,8 @@ def score_head(
     scores = evaluate(embeddings, features.labels, ks=(1,), nmi=False)
     return scores | {"mean_similarity": (centre @ centre).item()}
 
-# %% ../nbs/heads.ipynb #b717526e
-RATES = {"adam": (0.001, 0.002, 0.004, 0.008), "equal": (0.001, 0.003, 0.01, 0.03)}
+# %% ../nbs/heads.ipynb #d5c4c80f
+RATES = 0.001, 0.003, 0.01, 0.03
 
 
 class Folded(NamedTuple):
@@ -220,13 +220,13 @@ def tune_head(
     *,
     seed: int,
     step: str = "adam",
-    rates: tuple[float, ...] | None = None, # None: those of `RATES` for this step
+    rates: tuple[float, ...] = RATES,
     **options, # of `train_head`
 ) -> dict[str, float]: # scores of the choice on test and validation classes, and the choice
     "Train a head with each learning rate and score the best of them."
     data = folded_features(seed)
     best = None
-    for rate in rates or RATES[step]:
+    for rate in rates:
         weights = train_head(
             data.train.values, data.train.labels, make_loss(),
             learning_rate=rate, step=step, seed=seed, **options)
