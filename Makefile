@@ -7,7 +7,7 @@ DEV := .venv/.dev
 PIP_INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --use-pep517
 
 .DEFAULT_GOAL := help
-.PHONY: help train test docs lab bench notebooks export clean
+.PHONY: help train test docs lab paper bench notebooks export clean
 
 help: ## Show this list
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
@@ -24,6 +24,11 @@ docs: $(DEV) ## Build the website in _docs
 
 lab: $(DEV) ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs $(ARGS)
+
+paper: $(DEV) ## Make the runs behind the paper that are not done yet, their tables, and its pages; ARGS go to "gradient_surgery experiment"
+	@$(BIN)/gradient_surgery experiment all --full $(ARGS)
+	@find nbs/paper -name '*.ipynb' -not -path '*/.*' | sort | xargs $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --coalesce-streams --inplace
+	@$(BIN)/nbdev_clean
 
 bench: $(DEV) ## Measure speed and memory; JSON and figures in runs/speed; ARGS go to benchmarks/losses.py
 	@$(BIN)/python benchmarks/losses.py $(ARGS)
@@ -60,5 +65,5 @@ $(RUNTIME): settings.ini setup.py | $(BIN)/pip
 
 $(DEV): settings.ini setup.py | $(BIN)/pip
 	@echo 'Installing gradient_surgery with PyTorch and the tools for notebooks, tests and site in .venv: minutes, and about 6 GB on Linux ...'
-	@$(PIP_INSTALL) -e '.[dev,docs,pretrained,data]'
+	@$(PIP_INSTALL) -e '.[dev,docs,pretrained,data,paper]'
 	@touch $(RUNTIME) $@

@@ -12,7 +12,8 @@ settings = parser["DEFAULT"]
 package = settings["lib_path"]
 
 extras = {
-    name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "pretrained", "data")
+    name: settings[f"{name}_requirements"].split()
+    for name in ("dev", "docs", "pretrained", "data", "paper")
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 

@@ -133,7 +133,7 @@ def facts(device: str, threads: int | None) -> dict:
     "The machine, the versions and the commit: no names of hosts, users or folders. Call it in a process of its own."
     import torch
 
-    from gradient_surgery.experiments import commit
+    from gradient_surgery.records import commit
 
     use(device, threads)
     machine = {

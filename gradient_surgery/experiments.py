@@ -7,7 +7,7 @@ __all__ = ['Grid', 'EXECUTORS', 'SHOWN', 'EXPERIMENTS', 'NotebookError', 'run_no
            'make_run', 'matched', 'identity', 'run_name', 'Worker', 'outcomes', 'standing', 'open_runs', 'run_here',
            'run_on_slurm', 'run_share', 'FailedRuns', 'run_grid', 'fitting']
 
-# %% ../nbs/experiments.ipynb #54737262
+# %% ../nbs/experiments.ipynb #a32692c8
 import ast
 import hashlib
 import inspect
@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -204,7 +205,7 @@ def run_name(parameters: dict) -> str:
     whole = hashlib.sha256(identity(parameters, tuple(parameters)).encode())
     return f"{readable}-{whole.hexdigest()[:8]}"
 
-# %% ../nbs/experiments.ipynb #8a11e86c
+# %% ../nbs/experiments.ipynb #68c911a3
 class Worker:
     "A process that makes one run after the other."
     def __init__(self):
@@ -247,7 +248,7 @@ def _one_thread():
 def outcomes(
     calls: list[tuple], # arguments of `make_run`
     workers: int,
-) -> Iterator[tuple[tuple, dict | None]]: # as they come; None: its process died
+) -> Iterator[tuple[tuple, dict | int]]: # as they come; a number: its process ended with it
     "Make runs in several processes."
     waiting, busy = iter(calls), {}
     idle = [Worker() for _ in range(min(workers, len(calls)))]
@@ -263,10 +264,12 @@ def outcomes(
                 worker, call = busy[pipe]
                 try:
                     outcome = pipe.recv()
+                    idle.append(worker)
                 except (EOFError, ConnectionResetError):
-                    outcome = None
+                    worker.process.join()
+                    outcome = worker.process.exitcode
+                    idle.append(Worker())
                 del busy[pipe]
-                idle.append(worker if outcome else Worker())
                 yield call, outcome
     finally:
         for worker in (*idle, *(worker for worker, _ in busy.values())):
@@ -295,7 +298,7 @@ def open_runs(
     return [run for run, record, failure in zip(runs, *standing(runs, folder))
             if record is None and (retry or failure is None)]
 
-# %% ../nbs/experiments.ipynb #1fca2b0a
+# %% ../nbs/experiments.ipynb #43bfbf1d
 def run_here(
     experiment: Experiment,
     runs: list[dict], # parameters
@@ -307,11 +310,13 @@ def run_here(
 ) -> None:
     "Make runs in processes of this machine."
     calls = [(experiment, run, folder) for run in runs]
-    for _, outcome in outcomes(calls, workers):
-        if outcome and "error" in outcome:
+    for (_, run, _), outcome in outcomes(calls, workers):
+        if isinstance(outcome, int):
+            bar.write(f"{run}: its process ended with {outcome}", file=sys.stderr)
+        elif "error" in outcome:
             append_line(Path(folder) / part / "failures.jsonl", outcome)
             bar.set_postfix_str("some failed")
-        elif outcome and not experiment.is_notebook(): # a notebook has written its record
+        elif not experiment.is_notebook(): # a notebook has written its record
             append_line(Path(folder) / part / "records.jsonl", outcome)
         bar.update()
 
@@ -415,7 +420,7 @@ def _told(experiment, runs, records, failures, folder) -> str:
         *shown, f"{len(failed) + len(lost)} of {len(runs)} runs of {experiment.name} failed; all "
         f"that they said is in {folder}. With retry, those that failed are made again."])
 
-# %% ../nbs/experiments.ipynb #5126c536
+# %% ../nbs/experiments.ipynb #9478a921
 def _study(name: str, module: str, seconds: float) -> Experiment:
     "A function that has its grids beside it, as constants."
     return Experiment(name, f"{module}:{name}", f"{module}:{name.upper()}_SMOKE",
@@ -423,10 +428,9 @@ def _study(name: str, module: str, seconds: float) -> Experiment:
 
 
 _EVERY = [
-    _study("impact", "gradient_surgery.studies", 2),
-    _study("comparison", "gradient_surgery.studies", 30),
-    _study("graft", "gradient_surgery.studies", 2),
-    _study("sensitivity", "gradient_surgery.studies", 4),
+    _study("impact", "gradient_surgery.studies", 6),
+    _study("comparison", "gradient_surgery.studies", 60),
+    _study("sensitivity", "gradient_surgery.studies", 8),
     _study("collapse", "gradient_surgery.flows", 20),
     Experiment("end_to_end", "nbs/paper/train.ipynb", smoke="gradient_surgery.studies:END_TO_END_SMOKE",
                full="gradient_surgery.studies:END_TO_END", seconds=200, seeds=3),
