@@ -420,18 +420,18 @@ def _told(experiment, runs, records, failures, folder) -> str:
         *shown, f"{len(failed) + len(lost)} of {len(runs)} runs of {experiment.name} failed; all "
         f"that they said is in {folder}. With retry, those that failed are made again."])
 
-# %% ../nbs/experiments.ipynb #9478a921
-def _study(name: str, module: str, seconds: float) -> Experiment:
+# %% ../nbs/experiments.ipynb #853933c6
+def _study(name: str, module: str, seconds: float, **options) -> Experiment:
     "A function that has its grids beside it, as constants."
     return Experiment(name, f"{module}:{name}", f"{module}:{name.upper()}_SMOKE",
-                      f"{module}:{name.upper()}", seconds)
+                      f"{module}:{name.upper()}", seconds, **options)
 
 
 _EVERY = [
-    _study("impact", "gradient_surgery.studies", 6),
-    _study("comparison", "gradient_surgery.studies", 60),
-    _study("sensitivity", "gradient_surgery.studies", 8),
-    _study("collapse", "gradient_surgery.flows", 20),
+    _study("impact", "gradient_surgery.studies", 3),
+    _study("comparison", "gradient_surgery.studies", 14),
+    _study("sensitivity", "gradient_surgery.studies", 3),
+    _study("collapse", "gradient_surgery.flows", 7, seeds=2),
     Experiment("end_to_end", "nbs/paper/train.ipynb", smoke="gradient_surgery.studies:END_TO_END_SMOKE",
                full="gradient_surgery.studies:END_TO_END", seconds=200, seeds=3),
     Experiment("quickstart", "nbs/paper/quickstart.ipynb", smoke={"loss": ["GradientSurgery"], "epochs": [1]},

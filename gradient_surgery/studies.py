@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SELECTED_ON', 'IMPACT', 'IMPACT_SMOKE', 'RATE', 'OWN_RATE', 'MARGINS', 'TEMPERATURE', 'RANGES', 'COMPARISON',
            'COMPARISON_SMOKE', 'COMPONENTS', 'PUBLISHED', 'SENSITIVITY', 'SENSITIVITY_SMOKE', 'END_TO_END',
-           'END_TO_END_SMOKE', 'impact', 'Range', 'draw', 'comparison', 'defaults', 'graft', 'sensitivity']
+           'END_TO_END_SMOKE', 'impact', 'Range', 'draw', 'comparison', 'defaults', 'graft', 'sensitivity', 'options']
 
 # %% ../nbs/studies.ipynb #13016ce6
 from typing import NamedTuple
@@ -199,7 +199,7 @@ def sensitivity(
     return {"metrics": metrics, "selected_on": SELECTED_ON,
             "parameters": {"loss": "GradientSurgery"}}
 
-# %% ../nbs/studies.ipynb #98f6d97d
+# %% ../nbs/studies.ipynb #31562bf4
 def _around(**centre):
     "One grid for each size, with the others at the centre."
     def grid(**sizes):
@@ -214,12 +214,22 @@ def _around(**centre):
 
 
 SENSITIVITY = [
-    {"composition": ["default", *PUBLISHED]} | sizes
+    {"composition": ["default", "triplet", "batch hard", "N-pair", "easy positive, semi-hard"]} | sizes
     for sizes in _around(embedding_size=64, num_classes=32, per_class=4)]
 SENSITIVITY_SMOKE = {
     "composition": ["default", "triplet"], "embedding_size": [16, 64], "num_classes": [16],
     "per_class": [4], "steps": [20]}
 
-# %% ../nbs/studies.ipynb #6b013f18
-END_TO_END = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [{}]}
-END_TO_END_SMOKE = END_TO_END | {"epochs": [1]}
+# %% ../nbs/studies.ipynb #9bba418c
+def options(*composition: str) -> dict[str, str]:
+    "Components by the names of `GradientSurgery`'s arguments."
+    return dict(zip(COMPONENTS, composition))
+
+
+END_TO_END = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [
+    options("euclidean", "constant", "constant", "easy_positive_hard"), # first
+    options("euclidean", "constant", "constant", "easy_positive_semihard"), # third: the default
+    options("geodesic", "constant", "circle", "all"), # last but one
+    options("geodesic", "constant", "constant", "all"), # last
+]}
+END_TO_END_SMOKE = END_TO_END | {"epochs": [1], "loss_options": END_TO_END["loss_options"][1:2]}
