@@ -103,7 +103,7 @@ RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing 
         "margin": Range(0.0, 0.2)},
 }
 
-# %% ../nbs/studies.ipynb #7a3e5341
+# %% ../nbs/studies.ipynb #56667bcd
 def draw(trial, name: str, span: Range) -> float:
     "A value of a hyper-parameter for a trial of Optuna's."
     if isinstance(span.low, int):
@@ -153,7 +153,8 @@ def defaults(loss: str) -> dict[str, float]:
     "A loss's own values of what is tuned."
     made = build_loss(loss, (2, 2))
     values = {name: getattr(made, name, None) for name in RANGES.get(loss, {})}
-    return {name: value for name, value in values.items() if value is not None}
+    plain = lambda value: value.item() if isinstance(value, torch.Tensor) else value
+    return {name: plain(value) for name, value in values.items() if value is not None}
 
 # %% ../nbs/studies.ipynb #27359322
 COMPARISON = {"loss": list(CATALOGUE)}

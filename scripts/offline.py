@@ -1,10 +1,12 @@
 """Make the rendered website work without a network. Quarto and smalldocs both run this after rendering.
 
 Formulas are set by KaTeX, which both renderers load from a content delivery network: the pages are pointed at the
-copy in site/katex instead. Web fonts that themes import are left to the system's fonts. The home page, rendered
-from nbs/index.ipynb, is also reached from the top of the site.
+copy in site/katex instead. Web fonts that themes import are left to the system's fonts. The search index is also
+written as a script, which pages can load from disk. The home page, rendered from nbs/index.ipynb, is also reached
+from the top of the site.
 """
 
+import json
 import os
 import re
 import shutil
@@ -42,10 +44,21 @@ def drop_web_fonts(site: Path) -> None:
             sheet.write_text(WEB_FONT.sub("", text), encoding="utf-8")
 
 
+def add_own_script(site: Path) -> None:
+    "Give each page site/page.js, and write the search index as a script, too, for pages that are opened from disk."
+    index = json.dumps((site / "search.json").read_text(encoding="utf-8"))
+    (site / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
+    script = (ROOT / "site" / "page.js").read_text(encoding="utf-8")
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8").replace("</head>", f"<script>\n{script}</script>\n</head>", 1)
+        page.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     site = Path(os.environ.get("QUARTO_PROJECT_OUTPUT_DIR", ROOT / "_docs")).resolve()
     localise_maths(site)
     drop_web_fonts(site)
+    add_own_script(site)
     (site / "index.html").write_text(HOME, encoding="utf-8")
 
 

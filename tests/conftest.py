@@ -3,10 +3,12 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: each worker of pytest-xdist is one thread
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,21 @@ def copy_repository(repository_files: list[str]) -> Callable[[Path], Path]:
         return top
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "The website as built without Quarto, once for all workers of pytest-xdist."
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            command = [sys.executable, "scripts/docs.py", "--renderer", "smalldocs", "--output", str(folder)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                shutil.rmtree(folder, ignore_errors=True)
+                pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return folder
 
 
 @pytest.fixture(scope="session")
