@@ -23,7 +23,7 @@ from .evaluation import evaluate
 from .files import replacing
 from .models import build_model
 
-# %% ../nbs/heads.ipynb #9ad48e34
+# %% ../nbs/heads.ipynb #1c93677b
 class Features(NamedTuple):
     "What a frozen network sees in a set of images."
     values: Float[Tensor, "n d"]
@@ -43,7 +43,7 @@ def look(
     "The features of the last layer and the means of the stages before it."
     standardise, network = build_model("tf_efficientnet_lite0", pretrained=True).backbone.eval()
     rows = []
-    for batch in images.split(64):
+    for batch in images.split(16): # what stays in a processor's cache
         x = nn.functional.interpolate(normalise(batch), size=side, mode="bicubic")
         x, means = network.bn1(network.conv_stem(standardise(x))), []
         for stage in network.blocks:

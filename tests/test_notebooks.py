@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ipykernel.kernelspec import write_kernel_spec
 
 from gradient_surgery.experiments import NotebookError, run_notebook
@@ -22,8 +23,26 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> None:
+    "Frozen features of the emoji in the user's cache, made by one worker of pytest-xdist while the others wait: they take minutes."
+    from gradient_surgery.data.emoji import SPLITS
+    from gradient_surgery.heads import frozen_features
+
+    with FileLock(tmp_path_factory.getbasetemp().parent / "features.lock"):
+        for split in SPLITS:
+            frozen_features(split)
+
+
+def needs_features(name: str) -> bool:
+    words = "gradient_surgery.heads", "gradient_surgery.studies", "records_of"
+    return any(word in (NOTEBOOKS / name).read_text() for word in words)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_runs(name: str, kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs(name: str, kernels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if needs_features(name):
+        request.getfixturevalue("features")
     monkeypatch.setenv("JUPYTER_PATH", str(kernels))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
