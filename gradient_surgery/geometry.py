@@ -38,7 +38,7 @@ class Direction(NamedTuple):
     distance: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # D(s), decreasing
     slope: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # w(s) = -dD/ds
 
-# %% ../nbs/geometry.ipynb #92f1a861
+# %% ../nbs/geometry.ipynb #f983e462
 def _inverse_root(
     square: Float[Tensor, "..."],
 ) -> Float[Tensor, "..."]: # 1/sqrt(square), and 0 where square is no more than rounding
@@ -46,17 +46,24 @@ def _inverse_root(
     return torch.threshold(square, least, torch.inf).rsqrt() # of infinity it is 0
 
 
-cosine = Direction("cosine", lambda s: 1 - s, torch.ones_like)
-euclidean = Direction(
-    "euclidean", lambda s: (2 - 2 * s).clamp(min=0).sqrt(), lambda s: _inverse_root(2 - 2 * s)
-)
-geodesic = Direction(
-    "geodesic", lambda s: s.clamp(-1, 1).arccos(), lambda s: _inverse_root((1 - s) * (1 + s))
-)
+def _cosine(s): return 1 - s
+def _euclidean(s): return (2 - 2 * s).clamp(min=0).sqrt()
+def _by_euclidean(s): return _inverse_root(2 - 2 * s)
+def _geodesic(s): return s.clamp(-1, 1).arccos()
+def _by_geodesic(s): return _inverse_root((1 - s) * (1 + s))
+
+
+cosine = Direction("cosine", _cosine, torch.ones_like)
+euclidean = Direction("euclidean", _euclidean, _by_euclidean)
+geodesic = Direction("geodesic", _geodesic, _by_geodesic)
 DIRECTIONS = {direction.name: direction for direction in (cosine, euclidean, geodesic)}
 
-# %% ../nbs/geometry.ipynb #d76974ce
-squared = Direction("squared", lambda s: 2 - 2 * s, lambda s: torch.full_like(s, 2))
+# %% ../nbs/geometry.ipynb #5b169b54
+def _squared(s): return 2 - 2 * s
+def _by_squared(s): return torch.full_like(s, 2)
+
+
+squared = Direction("squared", _squared, _by_squared)
 
 # %% ../nbs/geometry.ipynb #906a6e68
 def as_direction(

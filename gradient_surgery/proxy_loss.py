@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .anatomy import relative_error
 from .pair_loss import Operands, PairLoss, check_classes, check_side
 
-# %% ../nbs/proxy_loss.ipynb #3877e319
+# %% ../nbs/proxy_loss.ipynb #a5b2a561
 class ProxyLoss(PairLoss):
     """A pair loss against learned proxies: `loss(embeddings, labels)`.
 
@@ -48,9 +48,11 @@ class ProxyLoss(PairLoss):
         self,
         embeddings: Float[Tensor, "n d"], # raw: the loss normalises them, and the proxies
         labels: Int[Tensor, "n"], # from 0 to num_classes - 1
+        indices_tuple: None = None, # proxies are not mined
     ) -> Float[Tensor, ""]:
         "The loss of a batch; `backward()` reaches the embeddings and the proxies."
-        return super().forward(*self.operands(embeddings, labels))
+        anchors, classes, *references = self.operands(embeddings, labels)
+        return super().forward(anchors, classes, indices_tuple, *references)
 
 # %% ../nbs/proxy_loss.ipynb #06b8b59f
 def check_size(

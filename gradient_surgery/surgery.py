@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['work', 'GradientSurgery']
 
-# %% ../nbs/surgery.ipynb #38e98804
+# %% ../nbs/surgery.ipynb #d4884a72
 from typing import Callable
 
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .geometry import Direction, as_direction, tangent_length
-from .mining import Miner, as_miner
+from .mining import Miner, Triplets, as_miner
 from .pair_loss import Components, PairLoss, Terms
 from .weights import PairWeight, TripletWeight, as_pair_weight, as_triplet_weight
 
@@ -37,7 +37,7 @@ def work(
     panel = (theta * (panels / torch.pi)).long().clamp(0, panels - 1)
     return up_to[panel] + between(edges.to(theta)[panel], theta)
 
-# %% ../nbs/surgery.ipynb #d0f752ba
+# %% ../nbs/surgery.ipynb #014f711c
 class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
@@ -66,6 +66,7 @@ class GradientSurgery(PairLoss):
     def over_all(self): # how all triplets are summed without a list of them, if they can be
         return self.triplet_weight.over_all if self.mining_name == "all" else None
 
+    indices = 3, 4 # of triplets, exactly those act; of pairs, the miner chooses among them
     triplets = property(lambda self: self.mining_name in ("all", "custom") and not self.over_all)
 
     @property
@@ -74,18 +75,23 @@ class GradientSurgery(PairLoss):
             self.direction.name, self.pair_weight.name, self.triplet_weight.name, self.mining_name)
 
     def rows(self, similarity, positives, negatives, batch):
-        if self.over_all:
+        if self.over_all and (batch.chosen is None or batch.chosen.real is None):
             D = self.direction.distance(similarity)
             potential, count, by_D = self.over_all(D, batch.positives, negatives)
             pull, push = by_D.clamp(min=0), by_D.neg().clamp(min=0)
         else:
             potential, count, pull, push = self._one_by_one(
-                similarity, self.mining(similarity, positives, negatives))
+                similarity, self._triplets(similarity, positives, negatives, batch.chosen))
         weight = self.pair_weight
         C = (
             push * weight.negative(similarity) - pull * weight.positive(similarity)
         ) * self.direction.slope(similarity)
         return Terms(self._value(potential, similarity, pull, push, C), C, count)
+
+    def _triplets(self, similarity, positives, negatives, chosen):
+        if chosen is None or chosen.real is None:
+            return self.mining(similarity, positives, negatives)
+        return Triplets(chosen.p, chosen.n[:, :, None], chosen.real[:, :, None])
 
     def _one_by_one(self, similarity, triplets):
         "Σ Φ and the number of acting triplets; Σ_n T of each positive and Σ_p T of each negative."

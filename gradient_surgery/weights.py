@@ -25,23 +25,29 @@ class PairWeight(NamedTuple):
     positive: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # P₊(s) ≥ 0
     negative: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # P₋(s) ≥ 0
 
+# %% ../nbs/weights.ipynb #23167d0c
+def _below(x, bound): return (bound - x).clamp(min=0)
+def _above(x, bound): return (x - bound).clamp(min=0)
+def _step(x, bound): return (x - bound > 0).to(x.dtype)
+def _soft_step(x, steepness, bound): return torch.sigmoid(steepness * (x - bound))
+
 # %% ../nbs/weights.ipynb #3035bf21
 def constant_pair_weight() -> PairWeight:
     "$P_+ = P_- = 1$."
     return PairWeight("constant", torch.ones_like, torch.ones_like)
 
-# %% ../nbs/weights.ipynb #cf18fcba
+# %% ../nbs/weights.ipynb #5f8606d3
 def linear_pair_weight(*,
     margin: float = 0.25, # how far beyond ±1 the optimum lies; weights reach zero only there
 ) -> PairWeight:
     "$P_+ = \\max(0,\\, 1+m-s)$ and $P_- = \\max(0,\\, s+m)$."
     return PairWeight(
         "linear",
-        lambda s: (1 + margin - s).clamp(min=0),
-        lambda s: (s + margin).clamp(min=0),
+        partial(_below, bound=1 + margin),
+        partial(_above, bound=-margin),
     )
 
-# %% ../nbs/weights.ipynb #f8183925
+# %% ../nbs/weights.ipynb #e031e284
 def sigmoid_pair_weight(*,
     alpha: float = 2.0, # steepness for positives
     beta: float = 50.0, # steepness for negatives
@@ -50,8 +56,8 @@ def sigmoid_pair_weight(*,
     "$P_+ = \\sigma(-\\alpha(s-\\lambda))$ and $P_- = \\sigma(\\beta(s-\\lambda))$."
     return PairWeight(
         "sigmoid",
-        lambda s: torch.sigmoid(-alpha * (s - base)),
-        lambda s: torch.sigmoid(beta * (s - base)),
+        partial(_soft_step, steepness=-alpha, bound=base),
+        partial(_soft_step, steepness=beta, bound=base),
     )
 
 # %% ../nbs/weights.ipynb #a91da15e
@@ -65,49 +71,58 @@ class TripletWeight(NamedTuple):
     # Σ Φ and Σ T over all triplets, from distances, positives and negatives; None: one by one
     over_all: Callable[..., Sums] | None = None
 
-# %% ../nbs/weights.ipynb #ce137c34
+# %% ../nbs/weights.ipynb #56365d32
 def constant_triplet_weight() -> TripletWeight:
     "$T = 1$, $\\Phi = g$."
-    return TripletWeight("constant", torch.ones_like, lambda gap: gap, over_all=count_triplets)
+    return TripletWeight("constant", torch.ones_like, torch.positive, over_all=count_triplets)
 
-# %% ../nbs/weights.ipynb #d5ee2f67
+# %% ../nbs/weights.ipynb #40d064f8
 def hinge_triplet_weight(*,
     margin: float = 0.05, # by how much the negative has to be farther, in the direction's distance
 ) -> TripletWeight:
     "$T = [\\,g + m > 0\\,]$, $\\Phi = \\max(0,\\, g+m)$."
     return TripletWeight(
         "hinge",
-        lambda gap: (gap + margin > 0).to(gap.dtype),
-        lambda gap: (gap + margin).clamp(min=0),
+        partial(_step, bound=-margin),
+        partial(_above, bound=-margin),
         over_all=partial(hinge_triplets, margin=margin),
     )
 
-# %% ../nbs/weights.ipynb #d8918ba2
+# %% ../nbs/weights.ipynb #824a6fe3
 def sigmoid_triplet_weight(*,
     scale: float = 10.0, # inverse temperature: how sharply a triplet fades once it is in order
     margin: float = 0.0,
 ) -> TripletWeight:
     "$T = \\sigma(\\gamma(g + m))$, $\\Phi = \\log(1 + e^{\\gamma (g+m)})/\\gamma$."
-    def term(z):
-        value, T = soft_hinge(scale * z)
-        return value / scale, T
-
     return TripletWeight(
         "sigmoid",
-        lambda gap: torch.sigmoid(scale * (gap + margin)),
-        lambda gap: soft_hinge(scale * (gap + margin))[0] / scale,
-        over_all=partial(list_triplets, margin=margin, term=term),
+        partial(_soft_step, steepness=scale, bound=-margin),
+        partial(_soft_ramp, steepness=scale, bound=-margin),
+        over_all=partial(list_triplets, margin=margin, term=partial(_scaled_soft_hinge, scale=scale)),
     )
 
-# %% ../nbs/weights.ipynb #7180f26b
+
+def _scaled_soft_hinge(z, scale):
+    value, T = soft_hinge(scale * z)
+    return value / scale, T
+
+
+def _soft_ramp(gap, steepness, bound):
+    return _scaled_soft_hinge(gap - bound, steepness)[0]
+
+# %% ../nbs/weights.ipynb #014324ed
 def circle_triplet_weight(*,
     scale: float = 80.0,
     margin: float = 0.4, # relaxation: the circle's radius is √2 times this
 ) -> TripletWeight:
     "$T = \\sigma(\\gamma g)$ with $g = s_{an}^2 + (1 - s_{ap})^2 - 2m^2$."
     sigmoid = sigmoid_triplet_weight(scale=scale)
-    gap = lambda s_ap, s_an: s_an**2 + (1 - s_ap) ** 2 - 2 * margin**2
-    return TripletWeight("circle", sigmoid.weight, sigmoid.potential, gap)
+    return TripletWeight(
+        "circle", sigmoid.weight, sigmoid.potential, partial(_circle_gap, margin=margin))
+
+
+def _circle_gap(s_ap, s_an, margin):
+    return s_an**2 + (1 - s_ap) ** 2 - 2 * margin**2
 
 # %% ../nbs/weights.ipynb #98456c3a
 PAIR_WEIGHTS = {

@@ -22,7 +22,7 @@ def with_row(value):
 
 
 def call(x, y, *references):
-    return lambda tmp_path: GradientSurgery()(x, y, *references)
+    return lambda tmp_path: GradientSurgery()(x, y, None, *references)
 
 
 def folder_with(tmp_path, **classes):

@@ -144,7 +144,7 @@ def test_chunks_references_and_dissection_agree(chosen):
     if isinstance(loss, ProxyLoss):  # it has references of its own
         return
     anchors, references = x[:8].clone().requires_grad_(), x[8:].clone().requires_grad_()
-    value = loss(anchors, labels[:8], references, labels[8:])
+    value = loss(anchors, labels[:8], None, references, labels[8:])
     value.backward()
     assert anchors.grad.isfinite().all() and references.grad.isfinite().all() and references.grad.abs().sum() > 0
 

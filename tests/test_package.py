@@ -48,6 +48,36 @@ def test_wheel_is_complete(wheel: zipfile.ZipFile, root: Path, repository_files:
     assert Path(wheel.filename).stat().st_size < 15 * MEGABYTE
 
 
+def test_installed_wheel_trains(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    "The wheel in an environment of its own, which borrows only what the package requires."
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    (packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    wheel.extractall(packages)
+    (packages / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    step = """
+import torch, gradient_surgery
+from gradient_surgery.data.emoji import Emoji
+from gradient_surgery.losses import GradientSurgery
+from gradient_surgery.models import build_model
+from gradient_surgery.cli import app
+data, network = Emoji("validation"), build_model("small")
+rows = data.labels < 6
+loss = GradientSurgery()(network(data.images[rows].float() / 255), data.labels[rows])
+loss.backward()
+torch.optim.SGD(network.parameters(), lr=0.1).step()
+assert loss.isfinite()
+print(gradient_surgery.__file__)
+"""
+    python = tmp_path / "env" / "bin" / "python"
+    assert run(python, "-c", step, cwd=tmp_path).strip().startswith(str(packages))
+    assert "Usage" in run(python, "-c", "from gradient_surgery.cli import app; app()", "--help", cwd=tmp_path)
+
+
+def test_types(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is one of the developers' tools")
+    run(sys.executable, "-m", "mypy", "--cache-dir", tmp_path, cwd=root)
+
+
 def test_requirements_hold_no_tools(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = Parser().parsestr(wheel.read(name).decode())

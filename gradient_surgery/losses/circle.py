@@ -11,8 +11,8 @@ import torch
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/circle.ipynb #d066072d
-class CircleLoss(PairLoss):
+# %% ../../nbs/losses/circle.ipynb #ff240aa8
+class CircleLoss(PairLoss, indices=(3, 4)):
     """Circle loss, averaged over the anchors whose value is not zero. Sun et al. 2020, eq. 6.
     By default the coefficients are not the derivative of the value: see `detached`."""
     components = Components("cosine", "linear, shared by the list", "circle", "all pairs")

@@ -24,7 +24,7 @@ def weight_of_one(
     average = counts.mean(0)
     return torch.where(average > 0, 1 / average, 0)
 
-# %% ../../nbs/losses/contrastive.ipynb #62805aa4
+# %% ../../nbs/losses/contrastive.ipynb #8f7aacc8
 class Pairs(NamedTuple):
     "What a loss says about pairs of given similarities."
     counted: Float[Tensor, "a n"] # 1 for those that the mean is taken over, else 0
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
     derivative: Float[Tensor, "a n"] # of the value by the similarity
 
 
-class MeanOverPairs(PairLoss):
+class MeanOverPairs(PairLoss, indices=(4,)):
     """A mean over positive pairs plus a mean over negative pairs.
     Subclasses define `pull` and `push`, what they say about a positive and about a negative."""
     passes = 1

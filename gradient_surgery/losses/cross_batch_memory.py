@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..pair_loss import Operands, PairLoss, find_members, which_pairs
 from ..proxy_loss import ProxyLoss, check_size
 
-# %% ../../nbs/losses/cross_batch_memory.ipynb #3d9f3d43
+# %% ../../nbs/losses/cross_batch_memory.ipynb #e8ffa58d
 class CrossBatchMemory(nn.Module):
     """A pair loss between each batch and the last embeddings, those of the batch included;
     averaged as in the loss inside. Wang et al. 2020.
@@ -69,11 +69,16 @@ class CrossBatchMemory(nn.Module):
         self,
         embeddings: Float[Tensor, "n d"], # raw
         labels: Int[Tensor, "n"],
+        indices_tuple: None = None, # the loss inside mines, if it can
         # which are only kept, while the others are only compared; None: each is both
         *, enqueue_mask: Bool[Tensor, "n"] | None = None,
     ) -> Float[Tensor, ""]:
         """Keep the batch, then compare it with the memory. The value is 0 if a memory that is not
         yet full has no positive or no negative for it; a full one raises `ValueError`."""
+        if indices_tuple is not None:
+            raise ValueError(
+                "indices_tuple are places in the batch, which is compared with the memory; expected "
+                "None. GradientSurgery(mining=...) mines the memory")
         if enqueue_mask is None:
             self.own = self.enqueue(embeddings, labels)
         else:
@@ -86,7 +91,7 @@ class CrossBatchMemory(nn.Module):
             which_pairs(find_members(labels, compared.reference_labels), self.own)
         ):
             return (embeddings * 0).sum() # zero, and its gradient is zeros
-        return self.loss(*compared)
+        return self.loss(*compared[:2], None, *compared[2:])
 
     def get_extra_state(self) -> dict[str, int]:
         return {"position": self.position, "filled": self.filled}

@@ -10,8 +10,8 @@ from ..geometry import Direction
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/generalized_lifted_structure.ipynb #00f2cccf
-class GeneralizedLiftedStructureLoss(PairLoss):
+# %% ../../nbs/losses/generalized_lifted_structure.ipynb #da92636e
+class GeneralizedLiftedStructureLoss(PairLoss, indices=(3, 4)):
     "Generalised lifted structure loss, averaged over anchors. Hermans et al. 2017."
     components = Components("any, Euclidean by default", "share of the list", "hinge", "all pairs")
     neg_margin: float = 1.0 # by how much negatives should be farther than positives

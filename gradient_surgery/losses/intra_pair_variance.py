@@ -21,8 +21,8 @@ def means_of_pairs(
     counts, *sums = summary.sum(0).view(-1, 2)
     return torch.stack(sums) / counts.clamp(min=1)
 
-# %% ../../nbs/losses/intra_pair_variance.ipynb #19262537
-class IntraPairVarianceLoss(PairLoss):
+# %% ../../nbs/losses/intra_pair_variance.ipynb #160099de
+class IntraPairVarianceLoss(PairLoss, indices=(4,)):
     """Squared hinge around the mean similarity, averaged over positive pairs and over negative
     pairs. Yu and Tao 2019."""
     components = Components("cosine", "linear from the mean", "none", "all pairs")

@@ -12,8 +12,8 @@ from torch import nn
 from ..geometry import Direction
 from ..pair_loss import Components, PairLoss, Terms, check_classes
 
-# %% ../../nbs/losses/margin.ipynb #398cafbf
-class MarginLoss(PairLoss):
+# %% ../../nbs/losses/margin.ipynb #bebbc58a
+class MarginLoss(PairLoss, indices=(4,)):
     "Margin loss over all triplets, averaged over their active terms. Wu et al. 2017."
     components = Components("any, Euclidean by default", "step at a margin", "none", "all triplets")
     margin: float = 0.2 # α: by how much a pair has to be on its side of the boundary
@@ -46,8 +46,8 @@ class MarginLoss(PairLoss):
             t_p.sum(1) + t_n.sum(1),
             {"beta": torch.zeros_like(self.beta, dtype=D.dtype).index_add(0, which, by_beta)})
 
-    def forward(self, *batch):
-        value = super().forward(*batch)
+    def forward(self, *batch, **named):
+        value = super().forward(*batch, **named)
         if self.learn_beta and len(self.beta) == 1: # added as it is, not a mean over anything
             value = value + self.nu * self.beta[0]
         return value

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/multi_similarity.ipynb #3ee45a12
-class MultiSimilarityLoss(PairLoss):
+# %% ../../nbs/losses/multi_similarity.ipynb #abf7a775
+class MultiSimilarityLoss(PairLoss, indices=(3, 4)):
     "Multi-similarity loss, averaged over anchors. Wang et al. 2019, eq. 15."
     components = Components("cosine", "sigmoid, shared by the list", "none", "all, or overlapping")
     alpha: float = 2.0 # steepness for positives

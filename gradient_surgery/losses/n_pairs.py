@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['NPairsLoss', 'partners', 'pairs_only', 'rank_in_class']
 
-# %% ../../nbs/losses/n_pairs.ipynb #7bc81975
+# %% ../../nbs/losses/n_pairs.ipynb #c0ecd99f
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..geometry import plain, sphere
 from ..lists import soft_maximum
-from ..pair_loss import Alone, Batch, Components, Operands, PairLoss, Terms
+from ..pair_loss import Alone, Batch, Components, PairLoss, Terms
 
-# %% ../../nbs/losses/n_pairs.ipynb #380da923
+# %% ../../nbs/losses/n_pairs.ipynb #f2dcb727
 class NPairsLoss(PairLoss):
     "N-pairs loss, averaged over the classes that have a pair. Sohn 2016, eq. 6."
     components = Components("cosine", "constant", "softmax over the list", "one pair of each class")
@@ -28,8 +28,8 @@ class NPairsLoss(PairLoss):
         value = torch.where(acts, highest - (similarity * partner).sum(1), 0)
         return Terms(value, T - partner.to(T.dtype), acts.to(T.dtype))
 
-    def forward(self, embeddings, labels, *references):
-        return super().forward(*pairs_only(embeddings, labels, references, self.processes))
+    def forward(self, *batch, **named):
+        return super().forward(*pairs_only(*batch, **named, processes=self.processes))
 
 
 def partners(
@@ -42,20 +42,21 @@ def partners(
     anchors = rank[batch.own] == 0 # the first of each class
     return rank == 1, positives & (rank == 1) & anchors[:, None]
 
-# %% ../../nbs/losses/n_pairs.ipynb #bef9a456
+# %% ../../nbs/losses/n_pairs.ipynb #793076d0
 def pairs_only(
-    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], references: tuple, processes: Alone
-) -> Operands:
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], indices_tuple: None = None,
+    *references, processes: Alone,
+) -> tuple: # what `PairLoss.forward` takes
     "The first of each class against the second of each; what is given where they are no list."
     if references or processes.size > 1: # in other processes a class may have other members
-        return Operands(embeddings, labels, *references)
+        return embeddings, labels, indices_tuple, *references
     ordered, order = labels.sort(stable=True)
     begins = ordered.diff(prepend=ordered[:1] - 1) != 0
     place = (begins[:-1] & ~begins[1:]).nonzero()[:, 0] # of each class that goes on
     if len(place) < 2:
-        return Operands(embeddings, labels)
+        return embeddings, labels, indices_tuple
     first, second = order[place], order[place + 1]
-    return Operands(embeddings[first], labels[first], embeddings[second], labels[second])
+    return embeddings[first], labels[first], indices_tuple, embeddings[second], labels[second]
 
 
 def rank_in_class(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

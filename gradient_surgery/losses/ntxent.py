@@ -9,8 +9,8 @@ __all__ = ['NTXentLoss']
 from ..lists import soft_hinge, soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/ntxent.ipynb #9442ba76
-class NTXentLoss(PairLoss):
+# %% ../../nbs/losses/ntxent.ipynb #4e4d1c87
+class NTXentLoss(PairLoss, indices=(4,)):
     """Normalised temperature-scaled cross-entropy, or InfoNCE, averaged over positive pairs.
     Chen et al. 2020; van den Oord et al. 2018."""
     components = Components("cosine", "constant", "softmax over the list", "all pairs")

@@ -9,8 +9,8 @@ __all__ = ['SupConLoss']
 from ..lists import soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/supcon.ipynb #7b8646e3
-class SupConLoss(PairLoss):
+# %% ../../nbs/losses/supcon.ipynb #95853a27
+class SupConLoss(PairLoss, indices=(3, 4)):
     "Supervised contrastive loss, averaged over anchors with a positive. Khosla et al. 2020, eq. 2."
     components = Components(
         "cosine", "equal part less share of the list", "softmax over the list", "all pairs")

@@ -12,8 +12,8 @@ from ..geometry import geodesic
 from ..lists import soft_hinge, soft_maximum
 from ..pair_loss import Components, PairLoss, Terms
 
-# %% ../../nbs/losses/tuplet_margin.ipynb #e0f1b62b
-class TupletMarginLoss(PairLoss):
+# %% ../../nbs/losses/tuplet_margin.ipynb #d705a73f
+class TupletMarginLoss(PairLoss, indices=(4,)):
     "Tuplet margin loss, averaged over positive pairs. Yu and Tao 2019."
     components = Components(
         "geodesic for positives", "sine for positives", "softmax over the list", "all pairs")
