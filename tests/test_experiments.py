@@ -117,7 +117,7 @@ def test_killed_and_started_again(mock, tmp_path):
 
 
 def test_interrupted(mock, tmp_path):
-    options = dict(values={"x": list(range(6)), "wait": 0.3}, workers=2, quiet=True)
+    options = dict(values={"x": list(range(6)), "wait": 2}, workers=2, quiet=True)
     process = started(mock, tmp_path, **options)
     wait_for(lambda: (tmp_path / "records" / "records.jsonl").exists())
     with pytest.raises(BlockingIOError, match="another process"):

@@ -18,7 +18,7 @@ def pages(site: Path) -> dict[Path, BeautifulSoup]:
 
 
 def test_has_a_page_for_each_notebook(root: Path, site: Path, repository_files: list[str]) -> None:
-    notebooks = [name for name in repository_files if name.endswith(".ipynb")]
+    notebooks = [name for name in repository_files if name.startswith("nbs/") and name.endswith(".ipynb")]
     assert [name for name in notebooks if not (site / name).with_suffix(".html").is_file()] == []
 
 
