@@ -63,7 +63,9 @@ def started(mock: Experiment, folder: Path, **options: object) -> subprocess.Pop
         f"import sys; sys.path.insert(0, {str(folder)!r})\n"
         "from gradient_surgery.experiments import Experiment, run_grid\n"
         f"if __name__ == '__main__':\n    run_grid(Experiment(**{vars(mock)!r}), {str(folder / 'records')!r}, **{options!r})\n")
-    return subprocess.Popen([sys.executable, folder / "start.py"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, folder / "start.py"], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # which a job in the background ignores
 
 
 def wait_for(condition, seconds: float = 30) -> None:
@@ -117,7 +119,7 @@ def test_killed_and_started_again(mock, tmp_path):
 
 
 def test_interrupted(mock, tmp_path):
-    options = dict(values={"x": list(range(6)), "wait": 2}, workers=2, quiet=True)
+    options = dict(values={"x": list(range(6)), "wait": 1}, workers=2, quiet=True)
     process = started(mock, tmp_path, **options)
     wait_for(lambda: (tmp_path / "records" / "records.jsonl").exists())
     with pytest.raises(BlockingIOError, match="another process"):
