@@ -89,7 +89,7 @@ def _read_ours(loss: PairLoss, x: Float[Tensor, "n d"], labels: Int[Tensor, "n"]
         parts = [part.T for part in parts]
     return Reading(value, *parts, rebuilt, references is None, engine.geometry is sphere)
 
-# %% ../nbs/anatomy.ipynb #18865057
+# %% ../nbs/anatomy.ipynb #eee6393a
 class _Seen(NamedTuple):
     matrix: Float[Tensor, "... r c"] # what the distance computed
     leaf: Float[Tensor, "... r c"] # what the loss was given instead
@@ -121,7 +121,7 @@ def _slipped_in(
     finally:
         del distance.compute_mat
 
-
+# %% ../nbs/anatomy.ipynb #1b08668c
 def _is_chord(distance: nn.Module) -> bool: # the Euclidean distance of unit vectors
     return type(distance).__name__ == "LpDistance" and (
         distance.normalize_embeddings and distance.p == 2)
@@ -220,7 +220,7 @@ def _pulls(
         search = slope + size / before * search
     return K
 
-# %% ../nbs/anatomy.ipynb #3a20f27d
+# %% ../nbs/anatomy.ipynb #6c9df8a3
 def triplet_coefficients(
     loss: PairLoss | nn.Module | Callable[[Tensor, Tensor], Tensor], # all but f(embeddings, labels)
     s_ap: Float[Tensor, "k"], # similarities of the positive pair
@@ -241,7 +241,7 @@ def _is_ours(loss) -> bool:
 def _is_rival(loss) -> bool:
     return hasattr(getattr(loss, "distance", None), "compute_mat")
 
-
+# %% ../nbs/anatomy.ipynb #fc8be01c
 def _ask_ours(loss, s_ap, s_an, size):
     engine = getattr(loss, "loss", loss)
     (S, slope) = _seen_in(engine.geometry, torch.stack([s_ap, s_an]))
@@ -266,7 +266,7 @@ def _seen_in(geometry, s) -> tuple[Float[Tensor, "k"], Float[Tensor, "k"]]:
         (slope,) = torch.autograd.grad(S.sum(), s)
     return S.detach(), slope
 
-
+# %% ../nbs/anatomy.ipynb #3cc998ba
 TWO_CLASSES = torch.tensor([0, 0, 1, 1])
 
 
@@ -509,7 +509,7 @@ def shape(
     low, high = ((end / largest).round(decimals=3) * largest for end in weight.aminmax())
     return "constant" if len(levels) == 1 else f"{kind}, {low:.2g} to {high:.2g}"
 
-# %% ../nbs/anatomy.ipynb #6a3f9ea3
+# %% ../nbs/anatomy.ipynb #c42eef57
 def dissect(
     loss: PairLoss | nn.Module | Callable[[Tensor, Tensor], Tensor],
     embeddings: Float[Tensor, "n d"], # raw
@@ -550,7 +550,7 @@ def dissect(
     return Dissection(
         _name(loss), value.detach(), *parts, gradient, steps, _radial_share(reading, length), labels, ask)
 
-
+# %% ../nbs/anatomy.ipynb #c93207f2
 def _reader(loss, sees):
     if _is_ours(loss):
         return _read_ours

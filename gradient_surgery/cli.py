@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['app', 'data', 'Text', 'File', 'train', 'evaluate', 'losses', 'dissect', 'embed', 'search', 'export']
 
-# %% ../nbs/cli.ipynb #1c235f11
+# %% ../nbs/cli.ipynb #4dffe153
 import functools
 import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from .config import key_and_value
 from .data.check import check, extract, info
 from .experiment_commands import experiment, table
 from .files import replacing
@@ -61,7 +61,7 @@ def Text(help: str):
 def File(help: str):
     return Annotated[Optional[Path], typer.Option(help=help)]
 
-# %% ../nbs/cli.ipynb #c0b4fe5c
+# %% ../nbs/cli.ipynb #a03ee297
 @app.command()
 @_plain_errors
 def train(
@@ -110,7 +110,7 @@ def train(
     typer.echo(f"trained for {metrics['training_seconds']:.0f} s; "
                f"pictures, metrics and weights are in {folder / name}")
 
-
+# %% ../nbs/cli.ipynb #8626f7f3
 def _is_first_process() -> bool:
     "One of several processes speaks for all."
     from accelerate import PartialState
@@ -121,14 +121,7 @@ def _is_first_process() -> bool:
 def _changes(given: dict, set: list[str] | None) -> dict:
     "What a user gave, by options of their own and by --set."
     changes = {key: value for key, value in given.items() if value is not None}
-    return changes | dict(map(_key_and_value, set or []))
-
-
-def _key_and_value(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set {text}: expected key=value")
-    return key, yaml.safe_load(value)
+    return changes | dict(map(key_and_value, set or []))
 
 # %% ../nbs/cli.ipynb #e5112357
 @app.command()
@@ -182,7 +175,7 @@ def losses():
         table.add_row(name, *components_of(name))
     Console(force_jupyter=False).print(table)
 
-# %% ../nbs/cli.ipynb #ff473b46
+# %% ../nbs/cli.ipynb #2102265b
 @app.command()
 @_plain_errors
 def dissect(
@@ -221,7 +214,7 @@ def dissect(
     embeddings = (
         torch.randn(len(labels), dimensions, dtype=torch.float64) if run is None
         else _embedded(run, num_classes, per_class, seed))
-    options = dict(map(_key_and_value, set or []))
+    options = dict(map(key_and_value, set or []))
     chosen = find_loss(loss, (num_classes, embeddings.shape[1]), **options)
     chosen = chosen.double() if isinstance(chosen, torch.nn.Module) else chosen
     found = take_apart(chosen, embeddings, labels, sees=sees)
@@ -232,7 +225,7 @@ def dissect(
     if plot:
         found.plot(plot)
 
-
+# %% ../nbs/cli.ipynb #77ade2e7
 def _embedded(run: Path, num_classes: int, per_class: int, seed: int):
     "A batch of a run's validation images, embedded by its network."
     from torch.utils.data import Subset

@@ -75,7 +75,7 @@ def run_notebook(
         raise NotebookError(f"{notebook}: {type(error).__name__}: {error}") from error
     return Path(executed)
 
-# %% ../nbs/experiments.ipynb #32269c0b
+# %% ../nbs/experiments.ipynb #57a028b5
 Grid = dict[str, list] | list[dict[str, list]] # several are run one after the other
 
 
@@ -127,7 +127,7 @@ class Experiment:
         parts = [{name: part[name] for name in known if name in part} for part in parts]
         return [dict(zip(part, chosen)) for part in parts for chosen in product(*part.values())]
 
-
+# %% ../nbs/experiments.ipynb #59e5e399
 def find_notebook(path: str | Path) -> Path:
     "A notebook, from here or from the top of the repository. Raises `FileNotFoundError`."
     for top in (Path(), Path(gradient_surgery.__file__).parents[1]):
@@ -136,7 +136,7 @@ def find_notebook(path: str | Path) -> Path:
     raise FileNotFoundError(
         f"notebook {path} is not here; expected a path from this folder or in a clone of the repository")
 
-# %% ../nbs/experiments.ipynb #e44a0ddc
+# %% ../nbs/experiments.ipynb #fd110393
 def make_run(
     experiment: Experiment,
     parameters: dict,
@@ -182,7 +182,7 @@ def _forget_machine(executed: Path) -> None:
         part["metadata"].pop("execution", None)
     executed.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
-
+# %% ../nbs/experiments.ipynb #028cc892
 def matched(
     runs: list[dict], # parameters
     entries: list[dict], # records, or failures
@@ -205,7 +205,7 @@ def run_name(parameters: dict) -> str:
     whole = hashlib.sha256(identity(parameters, tuple(parameters)).encode())
     return f"{readable}-{whole.hexdigest()[:8]}"
 
-# %% ../nbs/experiments.ipynb #68c911a3
+# %% ../nbs/experiments.ipynb #1b731a3c
 class Worker:
     "A process that makes one run after the other."
     def __init__(self):
@@ -244,7 +244,7 @@ def _one_thread():
     else:
         os.environ["OMP_NUM_THREADS"] = before
 
-
+# %% ../nbs/experiments.ipynb #74890d1a
 def outcomes(
     calls: list[tuple], # arguments of `make_run`
     workers: int,
@@ -361,7 +361,7 @@ def run_share(experiment: Experiment, runs: list[dict], folder: str | Path, part
 
 EXECUTORS = {"local": run_here, "slurm": run_on_slurm}
 
-# %% ../nbs/experiments.ipynb #a13902a5
+# %% ../nbs/experiments.ipynb #5ed0bbe4
 class FailedRuns(RuntimeError):
     "Some runs of a grid failed; says which, and how."
 
@@ -395,7 +395,7 @@ def run_grid(
         raise FailedRuns(_told(experiment, runs, records, failures, folder))
     return records
 
-
+# %% ../nbs/experiments.ipynb #6b173c96
 def fitting(experiment: Experiment) -> int:
     "How many runs the machine can make at once: one for each core, or one training on a GPU."
     if experiment.is_notebook():

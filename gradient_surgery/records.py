@@ -208,7 +208,7 @@ def summarise(
         rows.append(setting | {"mean": centre, "std": spread, "seeds": len(group)})
     return sorted(rows, key=lambda row: -row["mean"])
 
-# %% ../nbs/records.ipynb #425f10c4
+# %% ../nbs/records.ipynb #e142ef67
 SHARE = re.compile(r"(recall@\d+|r_precision|map@r|nmi)$")
 HEADLINE = ("recall@1", "map@r")
 
@@ -294,7 +294,7 @@ class Table:
     def _repr_markdown_(self) -> str:
         return self.markdown()
 
-
+# %% ../nbs/records.ipynb #655b840a
 def _text(value) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 

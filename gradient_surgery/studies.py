@@ -103,7 +103,7 @@ RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing 
         "margin": Range(0.0, 0.2)},
 }
 
-# %% ../nbs/studies.ipynb #56667bcd
+# %% ../nbs/studies.ipynb #cdaab1c6
 def draw(trial, name: str, span: Range) -> float:
     "A value of a hyper-parameter for a trial of Optuna's."
     if isinstance(span.low, int):
@@ -144,6 +144,8 @@ def comparison(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial(defaults(loss) | {"learning_rate": 0.004})
     study.optimize(objective, n_trials=trials, catch=FloatingPointError)
+    if "weights" not in best:
+        raise FloatingPointError(f"{loss}: in none of {trials} trials the gradient stayed finite")
     tested = score_head(best.pop("weights"), data.test)
     metrics = tested | prefixed("validation", best) | prefixed("chosen", study.best_params)
     return {"metrics": metrics, "selected_on": f"{SELECTED_ON}, the best of {trials} trials"}

@@ -27,3 +27,16 @@ def test_a_table_notices_another_number() -> None:
     before = Table(records).csv()
     records[0]["metrics"]["recall@1"] += 1e-9
     assert Table(records).csv() != before
+
+
+def test_end_to_end_are_the_leading_and_the_trailing() -> None:
+    "The places that a comment in `studies` gives to the compositions that are trained end to end."
+    from gradient_surgery.statistics import ranking, replicates
+    from gradient_surgery.studies import COMPONENTS, END_TO_END
+    from gradient_surgery.surgery import GradientSurgery
+
+    runs = [record for record in read_records(RECORDS / "impact") if record["parameters"]["step"] == "adam"]
+    ranked = ranking(replicates(runs, "validation map@r", list(COMPONENTS)))
+    order = [tuple(row[name] for name in COMPONENTS) for row in ranked]
+    chosen = [tuple(options[name] for name in COMPONENTS) for options in END_TO_END["loss_options"]]
+    assert chosen == [order[0], order[2], order[-2], order[-1]] and chosen[1] == tuple(GradientSurgery().components)

@@ -33,7 +33,7 @@ class Deck:
             hand, self.rest = hand + shuffled[:missing], shuffled[missing:]
         return hand
 
-# %% ../../nbs/data/sampling.ipynb #f7ac6950
+# %% ../../nbs/data/sampling.ipynb #29d3ff51
 def images_of_classes(labels: Int[Tensor, "n"]) -> dict[int, list[int]]:
     "The numbers of the images of each class. Raises `ValueError` for what are no labels."
     labels = torch.as_tensor(labels)
@@ -52,7 +52,7 @@ def check_batch(num_classes: int, per_class: int) -> None:
         if not isinstance(value, int) or value < 2:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 2")
 
-
+# %% ../../nbs/data/sampling.ipynb #a3c1a6f6
 class BalancedSampler(Sampler[list[int]]):
     """Batches of `num_classes` classes with `per_class` images each,
     the same for the same seed and epoch.
