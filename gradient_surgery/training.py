@@ -6,10 +6,11 @@
 __all__ = ['CROPS', 'native_precision', 'load_datasets', 'in_cache', 'embed', 'embed_test', 'retrieval', 'untrained',
            'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'load_state', 'check_same',
            'build_sampler', 'share', 'images_of', 'cropped', 'loss_of', 'problem', 'stopped', 'train_epoch', 'begin',
-           'step', 'train', 'check_unused', 'start_processes', 'fit', 'finish_epoch', 'validation_recall',
-           'write_history', 'best_epoch', 'load_run', 'report', 'draw']
+           'step', 'train', 'check_unused', 'start_processes', 'leave_processes', 'fit', 'finish_epoch',
+           'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'draw']
 
 # %% ../nbs/training.ipynb #9e7ccc75
+import atexit
 import csv
 import io
 import json
@@ -454,10 +455,19 @@ def start_processes(config: Config) -> Accelerator:
     "What knows the device and the other processes. Raises `ValueError` for too many of them."
     precision = native_precision() if config.precision == "auto" else config.precision
     accelerator = Accelerator(mixed_precision=precision)
+    atexit.unregister(leave_processes)
+    atexit.register(leave_processes)
     if config.num_classes < accelerator.num_processes:
         raise ValueError(f"num_classes is {config.num_classes}; expected at least one for each of "
                          f"{accelerator.num_processes} processes")
     return accelerator
+
+
+def leave_processes() -> None:
+    """End the process group while Python still runs: a process that ends without is now and then
+    aborted by torch's threads of it (https://github.com/pytorch/pytorch/issues/190489)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 # %% ../nbs/training.ipynb #763b7f22
 def fit(
