@@ -76,7 +76,7 @@ def timing(case: dict) -> dict:
     loaded = training.images_of
     training.images_of = lambda *what: stopwatch.items(loaded(*what), "loading")
     for owner, name, part in (
-        (training, "as_new_classes", "augmentation"), (augment, "forward", "augmentation"),
+        (training, "class_symmetries", "augmentation"), (augment, "forward", "augmentation"),
         (state.model, "forward", "forward"), (accelerator, "backward", "backward"), (state.loss, "forward", "loss"),
         (state.optimizer, "step", "optimiser"), (state.optimizer, "zero_grad", "optimiser"),
     ):

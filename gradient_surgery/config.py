@@ -6,9 +6,9 @@
 __all__ = ['MILD', 'WHERE', 'CHOICES', 'POSITIVE', 'Config', 'checked', 'read_config', 'key_and_value']
 
 # %% ../nbs/config.ipynb #73a00430
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import yaml
 
@@ -48,7 +48,7 @@ class Config:
     micro_batch: int | None = None # images in the network at a time; None: the whole batch
     accumulate: int = 1 # batches whose gradients make one step
     # steps
-    epochs: int = 45
+    epochs: int = 45 # at most, see patience
     optimizer: str = "adamw" # or "sgd"
     learning_rate: float = 2e-3 # the highest, of the head
     backbone_rate: float = 1.0 # the backbone's, as a multiple of it
@@ -85,7 +85,7 @@ POSITIVE = ("image_size", "stored_size", "embedding_size", "epochs", "accumulate
             "checkpoint_every", "largest_loss")
 
 
-def checked(name: str, kind: type, value):
+def checked(name: str, kind: type, value: object):
     "The value of a key, if it is of the key's kind. Raises `ValueError`."
     kinds = get_args(kind) or (kind,)
     if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -118,7 +118,7 @@ def read_config(
     values = (yaml.safe_load(Path(path).read_text()) or {} if path else {})
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}; expected lines `key: value`")
-    known, values = {each.name: each.type for each in fields(Config)}, values | changes
+    known, values = get_type_hints(Config), values | changes
     if unknown := sorted(map(str, set(values) - set(known))):
         raise ValueError(
             f"config has the unknown key {', '.join(unknown)}; "

@@ -65,12 +65,12 @@ def normalised_mutual_information(
     clusters: Int[Array, "n"], # the cluster of each image
 ) -> float: # from 0 to 1; 1 also when there is only one class and only one cluster
     "How much the clusters tell about the classes, over the mean of the two entropies."
-    _, labels, class_sizes = _integers(labels, "labels").unique(
+    _, classes, class_sizes = _integers(labels, "labels").unique(
         return_inverse=True, return_counts=True)
-    _, clusters, cluster_sizes = _integers(clusters, "clusters", len(labels)).unique(
+    _, groups, group_sizes = _integers(clusters, "clusters", len(labels)).unique(
         return_inverse=True, return_counts=True)
-    _, joint_sizes = (labels * len(cluster_sizes) + clusters).unique(return_counts=True)
-    total = _entropy(class_sizes) + _entropy(cluster_sizes)
+    _, joint_sizes = (classes * len(group_sizes) + groups).unique(return_counts=True)
+    total = _entropy(class_sizes) + _entropy(group_sizes)
     return (
         (2 * (total - _entropy(joint_sizes)) / total).clamp(0, 1) if total > 0 else total + 1
     ).item()
@@ -82,9 +82,9 @@ def _clusters(unit: Float[Tensor, "n d"], num_clusters: int, *, seed: int) -> In
     kmeans = faiss.Kmeans(
         unit.shape[1], num_clusters, niter=20, seed=seed, min_points_per_centroid=1,
         gpu=faiss.get_num_gpus()) # 0 with the pip package
-    unit = unit.cpu().numpy()
-    kmeans.train(unit)
-    return torch.from_numpy(kmeans.index.search(unit, 1)[1][:, 0])
+    points = unit.cpu().numpy()
+    kmeans.train(points)
+    return torch.from_numpy(kmeans.index.search(points, 1)[1][:, 0])
 
 # %% ../nbs/evaluation.ipynb #fca29b05
 def _device(embeddings: Array) -> torch.device:
@@ -172,8 +172,8 @@ def _search(
     "The similarities and indices of the k nearest to each query, best first; exact."
     if gallery.is_cuda:
         return _search_with_torch(queries, gallery, k)
-    return tuple(map(torch.from_numpy, faiss.knn(
-        queries.numpy(), gallery.numpy(), k, faiss.METRIC_INNER_PRODUCT)))
+    nearest, index = faiss.knn(queries.numpy(), gallery.numpy(), k, faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(nearest), torch.from_numpy(index)
 
 # %% ../nbs/evaluation.ipynb #0ae5e7a4
 _SIMILARITIES_AT_ONCE = 2**26 # 256 MB
@@ -269,8 +269,8 @@ def _ranking_scores(
             f"labels: none of the {len(labels)} queries has an image of its class to find; "
             "check that labels repeat")
     ks = list(dict.fromkeys(_reachable(k, "ks", len(gallery) - leave_one_out) for k in ks))
-    depth = max(ks + [num_relevant.max().item()])
-    total = defaultdict(float)
+    depth = max(ks + [int(num_relevant.max())])
+    total: dict[str, float] = defaultdict(float)
     for rows, _, index in _neighbours(queries, gallery, depth, scored, leave_one_out):
         hits = gallery_labels[index] == labels[rows, None]
         for k in ks:

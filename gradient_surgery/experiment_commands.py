@@ -40,14 +40,16 @@ def describe(
     records, failures = standing(runs, folder)
     todo = len(open_runs(runs, folder, retry=retry))
     measured = [record["seconds"] for record in records if record]
+    elsewhere = runs[0].get("dataset", "emoji") != "emoji" # where a run takes its own time
     each = sum(measured) / len(measured) if measured else experiment.seconds
+    cost = (f" at about {each:.2g} s", f"about {todo * each / workers / 60:.3g} minutes, ")
+    cost = ("", "for an unknown time until one is done, ") if elsewhere and not measured else cost
     chosen = {name: list({str(run.get(name)): None for run in runs}) for name in runs[0]}
     lines = [f"  {name}: {', '.join(values)}" for name, values in chosen.items()]
     return "\n".join([
         f"{experiment.name}, records in {folder}", *lines,
         f"  {len(runs)} runs: {len(measured)} done, {sum(map(bool, failures))} failed; "
-        f"{todo} to make at about {each:.2g} s",
-        f"  about {todo * each / workers / 60:.3g} minutes, {workers} at a time"])
+        f"{todo} to make{cost[0]}", f"  {cost[1]}{workers} at a time"])
 
 # %% ../nbs/experiment_commands.ipynb #a922fafb
 def experiment(
@@ -62,7 +64,9 @@ def experiment(
     dataset: Annotated[Optional[str], typer.Option(
         help="`cub`, `cars`, `sop`, `in_shop`, or a folder, if the runs are trainings.")] = None,
     root: Annotated[Optional[str], typer.Option(help="The folder of that data set.")] = None,
-    recipe: Annotated[Optional[str], typer.Option(help="A recipe for these trainings.")] = None,
+    cache: Annotated[Optional[str], typer.Option(help="A folder for decoded images.")] = None,
+    recipe: Annotated[Optional[str], typer.Option(
+        help="A recipe for these trainings, whose number of epochs is kept.")] = None,
     executor: Annotated[str, typer.Option(help="`local` or `slurm`.")] = "local",
     workers: Annotated[Optional[int], typer.Option(
         help="Runs at a time, or jobs of slurm; by default as many as fit here.", min=1)] = None,
@@ -83,12 +87,13 @@ def experiment(
 
     `gradient_surgery experiment impact --full --dry-run`
 
-    `gradient_surgery experiment end_to_end --full --dataset cub --root DIR --recipe recipes/cub_r50.yaml`
+    `gradient_surgery experiment end_to_end --full --dataset cub --root DIR --cache DIR --recipe recipes/cub_r50.yaml`
     """
-    given = {"dataset": dataset, "root": root, "recipe": recipe}
-    values = {name: value for name, value in given.items() if value}
-    values |= dict(map(key_and_value, set or []))
-    options = dict(full=full, seeds=seeds, values=values)
+    given = {"dataset": dataset, "root": root, "cache": cache, "recipe": recipe}
+    values: dict = {name: value for name, value in given.items() if value}
+    values |= {"epochs": None} if recipe else {} # a grid's are those of the emoji
+    values |= dict(key_and_value(text) for text in set or [])
+    options: dict = dict(full=full, seeds=seeds, values=values)
     failed = False
     for each in find_experiments(names):
         folder = (output or (KEPT if full else LOOKED_AT)) / each.name

@@ -25,10 +25,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from pkgutil import resolve_name
 from threading import Thread
+from typing import cast
 
 from tqdm.auto import tqdm
 
@@ -147,10 +148,10 @@ def make_run(
     try:
         if experiment.is_notebook():
             return _run_in_folder(experiment, parameters, Path(folder) / run_name(parameters))
-        answer = dict(resolve_name(experiment.run)(**parameters))
+        answer: dict = dict(resolve_name(experiment.run)(**parameters))
         more = parameters | answer.pop("parameters", {})
-        return new_record(experiment=experiment.name, parameters=more, **{
-            "seconds": round(time.perf_counter() - start, 3)} | answer)
+        answer = {"seconds": round(time.perf_counter() - start, 3)} | answer
+        return new_record(experiment=experiment.name, parameters=more, **answer)
     except Exception as error: # whatever the run may raise
         told = str(error) if isinstance(error, NotebookError) else _traceback(error)
         return {"experiment": experiment.name, "parameters": parameters, "error": told,
@@ -159,7 +160,7 @@ def make_run(
 
 def _traceback(error: Exception) -> str:
     "From the run's own code on."
-    where = error.__traceback__.tb_next or error.__traceback__
+    where = error.__traceback__ and error.__traceback__.tb_next or error.__traceback__
     return "".join(traceback.format_exception(error.with_traceback(where)))
 
 
@@ -194,6 +195,7 @@ def matched(
 
 
 def identity(parameters: dict, names: tuple[str, ...]) -> str:
+    "What tells a run from others: the named parameters but for where things are."
     kept = {name: parameters.get(name) for name in names if name not in WHERE}
     return json.dumps(kept, sort_keys=True)
 
@@ -229,7 +231,8 @@ def _work(pipe) -> None:
 
 
 def _end_with_parent() -> None:
-    parent_process().join()
+    if parent := parent_process():
+        parent.join()
     os._exit(1)
 
 
@@ -250,7 +253,8 @@ def outcomes(
     workers: int,
 ) -> Iterator[tuple[tuple, dict | int]]: # as they come; a number: its process ended with it
     "Make runs in several processes."
-    waiting, busy = iter(calls), {}
+    waiting = iter(calls)
+    busy: dict[Connection, tuple[Worker, tuple]] = {}
     idle = [Worker() for _ in range(min(workers, len(calls)))]
     try:
         while True:
@@ -260,14 +264,14 @@ def outcomes(
                 worker.pipe.send(call)
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            for pipe in cast(list[Connection], wait(list(busy))):
                 worker, call = busy[pipe]
                 try:
                     outcome = pipe.recv()
                     idle.append(worker)
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    outcome = worker.process.exitcode
+                    outcome = worker.process.exitcode or 0
                     idle.append(Worker())
                 del busy[pipe]
                 yield call, outcome
@@ -393,7 +397,7 @@ def run_grid(
     records, failures = standing(runs, folder)
     if None in records:
         raise FailedRuns(_told(experiment, runs, records, failures, folder))
-    return records
+    return [record for record in records if record]
 
 # %% ../nbs/experiments.ipynb #6b173c96
 def fitting(experiment: Experiment) -> int:
@@ -403,7 +407,7 @@ def fitting(experiment: Experiment) -> int:
 
         if torch.cuda.is_available():
             return 1
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 SHOWN = 5 # failures that are told in full

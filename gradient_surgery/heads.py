@@ -11,7 +11,7 @@ __all__ = ['RATES', 'Features', 'look', 'cache_folder', 'frozen_features', 'deve
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -42,7 +42,8 @@ def look(
     *, side: int = 128, # pixels to which the images are enlarged
 ) -> Float[Tensor, "n d"]:
     "The features of the last layer and the means of the stages before it."
-    standardise, network = build_model("tf_efficientnet_lite0", pretrained=True).backbone.eval()
+    model: Any = build_model("tf_efficientnet_lite0", pretrained=True)
+    standardise, network = model.backbone.eval()
     rows = []
     for batch in images.split(16): # what stays in a processor's cache
         x = nn.functional.interpolate(normalise(batch), size=side, mode="bicubic")
@@ -121,7 +122,14 @@ def build_step(
     raise ValueError(f"step is {step!r}; expected 'adam' or 'equal'")
 
 
-def set_gradient(weights, loss, batch, labels, *, equal: bool) -> None:
+def set_gradient(
+    weights, # of the head
+    loss, # called with embeddings and labels
+    batch, # features
+    labels, # of the batch
+    *,
+    equal: bool, # whether the gradient at the embeddings is scaled to length one
+) -> None:
     "The gradient of a head, by the chain rule from the one at the embeddings."
     embeddings = (batch @ weights.detach().T).requires_grad_()
     loss.zero_grad()
@@ -163,7 +171,11 @@ def train_head(
     return weights.detach()
 
 
-def batches(labels, steps: int, **options):
+def batches(
+    labels, # of all images
+    steps: int, # how many batches
+    **options, # of `BalancedSampler`
+):
     "The rows of a number of batches, epoch after epoch."
     sampler, epoch = BalancedSampler(labels, **options), 0
     while True:
@@ -211,6 +223,7 @@ def folded_features(seed: int, **options) -> Folded: # `options` as of `frozen_f
 
 
 def prefixed(name: str, scores: dict[str, float]) -> dict[str, float]:
+    "The same scores, with a word before the name of each."
     return {f"{name} {metric}": value for metric, value in scores.items()}
 
 
@@ -224,13 +237,11 @@ def tune_head(
 ) -> dict[str, float]: # scores of the choice on test and validation classes, and the choice
     "Train a head with each learning rate and score the best of them."
     data = folded_features(seed)
-    best = None
+    tried = []
     for rate in rates:
         weights = train_head(
             data.train.values, data.train.labels, make_loss(),
             learning_rate=rate, step=step, seed=seed, **options)
-        scores = score_head(weights, data.validation)
-        if best is None or scores["map@r"] > best[0]["map@r"]:
-            best = scores, rate, weights
-    scores, rate, weights = best
+        tried.append((score_head(weights, data.validation), rate, weights))
+    scores, rate, weights = max(tried, key=lambda each: each[0]["map@r"])
     return score_head(weights, data.test) | prefixed("validation", scores) | {"learning_rate": rate}

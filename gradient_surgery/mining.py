@@ -29,12 +29,18 @@ def all_columns(mask: Bool[Tensor, "a n"]) -> tuple[Int[Tensor, "a p"], Bool[Ten
     return columns, real.bool()
 
 
-def hardest_positive(similarity, positives):
+def hardest_positive(
+    similarity: Float[Tensor, "a n"], positives: Bool[Tensor, "a n"]
+) -> tuple[Int[Tensor, "a 1"], Bool[Tensor, "a 1"]]:
+    "The column of the least similar positive of each row, and whether it has one."
     least = similarity.masked_fill(~positives, torch.inf).argmin(1, keepdim=True)
     return least, positives.any(1, keepdim=True)
 
 
-def easiest_positive(similarity, positives):
+def easiest_positive(
+    similarity: Float[Tensor, "a n"], positives: Bool[Tensor, "a n"]
+) -> tuple[Int[Tensor, "a 1"], Bool[Tensor, "a 1"]]:
+    "The column of the most similar positive of each row, and whether it has one."
     most = similarity.masked_fill(~positives, -torch.inf).argmax(1, keepdim=True)
     return most, positives.any(1, keepdim=True)
 
@@ -49,10 +55,10 @@ def hardest_below(
 ) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]: # its column, and whether there is one
     "The most similar negative below each bound."
     if bound.shape[1] <= FEW:
-        best, column = zip(*(
+        best, columns = zip(*(
             similarity.masked_fill(~(negatives & (similarity < below[:, None])), -torch.inf).max(1)
             for below in bound.unbind(1)))
-        return torch.stack(column, dim=1), torch.stack(best, dim=1) > -torch.inf
+        return torch.stack(columns, dim=1), torch.stack(best, dim=1) > -torch.inf
     ordered, column = similarity.masked_fill(~negatives, torch.inf).sort(dim=1)
     below = torch.searchsorted(ordered, bound.contiguous()) # how many negatives are below
     return column.gather(1, (below - 1).clamp(min=0)), below > 0

@@ -41,7 +41,8 @@ class GeneralisedMean(nn.Module):
         self.power = power
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
-        return x.float().clamp(min=1e-4).pow(self.power).mean((2, 3)).pow(1 / self.power)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.clamp(min=1e-4).pow(self.power).mean((2, 3)).pow(1 / self.power)
 
 # %% ../nbs/models.ipynb #e851b1ff
 class Pooling(nn.Module):
@@ -311,6 +312,7 @@ def build_model(
 
 
 def build_small(pretrained: bool, pooling: str | None, options: dict) -> nn.Sequential:
+    "The small network. Raises `ValueError` for what it does not have: weights, options."
     if pretrained:
         raise ValueError(
             "pretrained is True, but the small network has no ImageNet weights; "

@@ -36,11 +36,11 @@ def build_optimizer(
     model: nn.Module, # has a `backbone` and a `head`
     loss: nn.Module,
 ) -> Optimizer:
-    "AdamW; or stochastic gradient descent, with momentum where it is asked for."
+    "AdamW in one pass over the weights; or gradient descent, with momentum if it is asked for."
     groups = parameter_groups(config, model, loss)
     if config.optimizer == "sgd":
         return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-    return AdamW(groups, weight_decay=config.weight_decay)
+    return AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 # %% ../nbs/optimisation.ipynb #1ef3ebe3
 def build_schedule(

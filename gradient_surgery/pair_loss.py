@@ -90,7 +90,7 @@ class Batch(NamedTuple):
     labels: Int[Tensor, "a"] # of these rows' anchors
     reference_labels: Int[Tensor, "n"] # of the columns
     own: Int[Tensor, "a"] | None # the column in which each anchor meets itself, if any
-    members: Members
+    members: Members | None # None: the loss asks for labels only
     lengths: Float[Tensor, "a 1"] | None = None # of the raw embeddings
     reference_lengths: Float[Tensor, "n 1"] | None = None # of the references, if there are any
     # columns padded to the longest list, and which of them are real; of the class, so is the anchor
@@ -102,11 +102,13 @@ class Batch(NamedTuple):
 
     def listed(self) -> "Batch":
         "The same with its lists."
-        order, start, count, most, _ = self.members
-        place, count = torch.arange(most, device=order.device), count[:, None]
-        within = place.minimum((count - 1).clamp(min=0)) # padded by the last of the class
-        columns = order[(start[:, None] + within).clamp_(max=len(order) - 1)]
-        of_the_class = positives = columns, place < count
+        order, start, count, most, least = self.members
+        place = torch.arange(most, device=order.device)
+        columns = start[:, None] + place
+        if least < most: # padded by the last of the class
+            columns = columns.minimum((start + count - 1).clamp_(min=0)[:, None])
+        columns = order[columns]
+        of_the_class = positives = columns, place < count[:, None]
         if self.own is not None: # in its place the last of the class, where it is left out
             others = columns.where(columns != self.own[:, None], columns[:, -1:])
             positives = others[:, :-1], of_the_class[1][:, 1:]
@@ -134,13 +136,13 @@ class Batch(NamedTuple):
 
     def of(self, change: Callable[[Int[Tensor, "a"]], Int[Tensor, "b"]]) -> "Batch":
         "The same of other anchors: some of these, or more."
-        _, start, count, *_ = self.members
+        members = self.members and self.members._replace(
+            start=change(self.members.start), count=change(self.members.count))
         chosen = None if self.chosen is None else Chosen(
             *(one if one is None else change(one) for one in self.chosen))
         return self._replace(
-            chosen=chosen,
-            labels=change(self.labels), own=self.own if self.own is None else change(self.own),
-            members=self.members._replace(start=change(start), count=change(count)))
+            chosen=chosen, members=members, labels=change(self.labels),
+            own=self.own if self.own is None else change(self.own))
 
 # %% ../nbs/pair_loss.ipynb #25c30318
 class Operands(NamedTuple):
@@ -158,6 +160,7 @@ def check_batch(
     references: Float[Tensor, "n d"] | None = None,
     reference_labels: Int[Tensor, "n"] | None = None,
     own: Int[Tensor, "a"] | None = None, # the reference that each embedding itself is, if any
+    asks: str = "pairs", # what the loss looks at; of "labels" alone it needs no members
 ) -> Batch: # on the device of the embeddings
     """What a loss may know of this batch. Raises `ValueError` or `TypeError` where it has the wrong
     shape, is not finite, has an embedding of length zero, or no positive or negative pair at all."""
@@ -174,9 +177,10 @@ def check_batch(
                 f"embeddings have {embeddings.shape[1]}; expected the same")
         sides["references"], reference_labels = references, reference_labels.to(device)
         own = own if own is None else own.to(device)
-    members = find_members(labels, reference_labels)
+    members = None if asks == "labels" else find_members(labels, reference_labels)
     lengths = find_lengths(sides)
-    check_pairs(members, own)
+    if members is not None:
+        check_pairs(members, own)
     return Batch(labels, reference_labels, own, members, *lengths)
 
 # %% ../nbs/pair_loss.ipynb #c26c7061
@@ -186,8 +190,8 @@ def find_lengths(sides: dict[str, Float[Tensor, "n d"]]) -> list[Float[Tensor, "
     lengths = [
         torch.linalg.vector_norm(side.detach(), dim=1, keepdim=True, dtype=working)
         for side in sides.values()]
-    extremes = torch.stack([torch.stack(length.aminmax()) for length in lengths]).tolist()
-    for name, (least, most) in zip(sides, extremes):
+    extremes = iter(torch.stack([one for length in lengths for one in length.aminmax()]).tolist())
+    for name, least, most in zip(sides, extremes, extremes):
         if not math.isfinite(most):
             raise ValueError(
                 f"{name} contain NaN or infinity; expected finite numbers. "
@@ -320,6 +324,9 @@ class PairLoss(nn.Module):
     passes: ClassVar[int] = 0 # how often `summarise` goes over all rows
     triangles: ClassVar[bool] = False # whether positives and negatives are compared, too
     triplets: ClassVar[bool] = False # whether `rows` holds a number for each triplet
+    # what it looks at beside S: "pairs", the masks and lists; "members" of classes; or only "labels",
+    # of which each names the column of its proxy
+    asks: ClassVar[str] = "pairs"
     entries: ClassVar[int] = 2**18 # how many similarities are worked on at a time
     kept: ClassVar[int] = 2**24 # up to how many are kept from pass to pass, and C in their place
     processes: ClassVar[Alone] = ALONE # who hold the other parts of the batch
@@ -385,7 +392,7 @@ class PairLoss(nn.Module):
             # proxies against the batch: every process does all of it
             references = _Gathered.apply(references, processes)
             reference_labels, processes = processes.gather(reference_labels), ALONE
-        batch = check_batch(embeddings, labels, references, reference_labels, own)
+        batch = check_batch(embeddings, labels, references, reference_labels, own, self.asks)
         if indices_tuple is not None:
             batch = batch._replace(chosen=choose(indices_tuple, batch))
         parameters = dict(self.named_parameters())
@@ -410,7 +417,10 @@ class PairLoss(nn.Module):
         C = torch.zeros_like(similarity)
         if square:
             reference_labels, own = labels, torch.arange(len(labels), device=labels.device)
-        batch = Batch(labels, reference_labels, own, find_members(labels, reference_labels))
+        members = find_members(labels, reference_labels)
+        if self.asks == "labels": # these name columns
+            labels = members.order[members.start]
+        batch = Batch(labels, reference_labels, own, members)
         with torch.no_grad():
             for rows, terms in _terms(
                 self, similarity.__getitem__, batch, square, ALONE, self.entries,
@@ -446,7 +456,10 @@ def _terms(
     @lru_cache(maxsize=1)
     def pairs(index: int):
         rows = chunks[index]
-        known = (batch if len(chunks) == 1 else batch.of(itemgetter(rows))).listed()
+        known = batch if len(chunks) == 1 else batch.of(itemgetter(rows))
+        if loss.asks != "pairs":
+            return rows, (similarity(rows), None, None), known
+        known = known.listed()
         masks = known.masks()
         if below: # rows without a positive and without a negative
             rows = slice(0, number + below)
@@ -457,7 +470,8 @@ def _terms(
     summary = None
     def call(name, index):
         rows, seen, known = pairs(index)
-        known = known._replace(summary=summary, columns=summary if anchored else None)
+        if summary is not None:
+            known = known._replace(summary=summary, columns=summary if anchored else None)
         return rows, _call(loss, name, *seen, known)
 
     for _ in range(loss.passes):
@@ -499,12 +513,14 @@ def _fuse(function: Callable, options: tuple) -> Callable:
 class _Total:
     "The running sum of values, counts and parameter gradients."
     def __init__(self):
-        self._value, self._count, self.parameters = 0, 0, {}
+        self._value, self._count, self.parameters = None, None, {}
 
     def add(self, terms: Terms) -> None:
-        self._value = self._value + terms.value.sum()
-        self._count = self._count + (
-            terms.value.numel() if terms.count is None else terms.count.sum())
+        value = terms.value.sum()
+        count = terms.value.numel() if terms.count is None else terms.count.sum()
+        first = self._value is None
+        self._value = value if first else self._value + value
+        self._count = count if first else self._count + count
         for name, gradient in (terms.parameters or {}).items():
             self.parameters[name] = self.parameters.get(name, 0) + gradient
 
@@ -519,9 +535,9 @@ class _Total:
     value = property(lambda self: self._value)
 
     @property
-    def count(self) -> Float[Tensor, ""]: # an empty sum is 0, not 0/0
+    def count(self) -> Float[Tensor, ""] | int: # an empty sum is 0, not 0/0
         if not isinstance(self._count, Tensor):
-            return self._value.new_tensor(self._count)
+            return self._count # of all anchors
         return torch.where(self._count > 0, self._count, 1)
 
 # %% ../nbs/pair_loss.ipynb #43c9d42c
@@ -532,7 +548,7 @@ class _ExplicitGradient(torch.autograd.Function):
     def forward(
         ctx, loss, embeddings, references, batch, joined, processes, names, *learned,
     ):
-        with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        with torch.autocast(embeddings.device.type, enabled=False):
             x, y = _in_working_precision(embeddings, references)
             anchor, reference = loss.geometry.anchor, loss.geometry.reference
             f, from_anchors = anchor(x, batch.lengths)
@@ -546,8 +562,9 @@ class _ExplicitGradient(torch.autograd.Function):
                 loss, left, r, mutual, any(ctx.needs_input_grad),
                 batch, joined or y is None, processes)
             total.join(processes)
+            ctx.count = total.count
             if not any(ctx.needs_input_grad):
-                return total.value / total.count
+                return total.value / ctx.count
             if below:
                 G, H = G[: len(f)], H + G[len(f) :]
             at_anchors, at_references = from_anchors(G), None
@@ -561,14 +578,13 @@ class _ExplicitGradient(torch.autograd.Function):
                 at_anchors, at_references, *(total.parameters.get(name) for name in names)]
             inputs = [embeddings, references, *learned]
             ctx.types = [None if g is None else i.dtype for g, i in zip(gradients, inputs)]
-            ctx.save_for_backward(total.count, *(g for g in gradients if g is not None))
-            return total.value / total.count
+            ctx.save_for_backward(*(g for g in gradients if g is not None))
+            return total.value / ctx.count
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        count, *saved = ctx.saved_tensors
-        factor, saved = upstream / count, iter(saved)
+        factor, saved = upstream / ctx.count, iter(ctx.saved_tensors)
         gradients = [
             None if dtype is None else (factor * next(saved)).to(dtype) for dtype in ctx.types]
         return None, *gradients[:2], *[None] * 4, *gradients[2:]
@@ -608,13 +624,15 @@ def _coefficient_products(
         loss, similarity, batch, anchored, processes, entries, len(left) - len(batch.labels)
     ):
         total.add(terms)
-        if held:
+        if held and len(terms.coefficients) == len(kept): # one chunk is all
+            kept = terms.coefficients
+        elif held:
             kept[rows] = terms.coefficients
         elif wanted:
             G[rows] += terms.coefficients @ r
             H += terms.coefficients.T @ left[rows]
     if held and wanted and mutual: # C F and Cᵀ F in one product
-        G = kept.add_(kept.T.contiguous()) @ r
+        G = (kept + kept.T.contiguous()) @ r
     elif held and wanted:
         G, H = kept @ r, kept.T @ left
     elif mutual and wanted:

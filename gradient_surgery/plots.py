@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from matplotlib.colors import LinearSegmentedColormap
@@ -57,9 +58,10 @@ def label_lines(
 ) -> None:
     "Write each line's label at its right end, in its colour, apart from the other labels."
     apart, lowest = 0.07 * (ax.get_ylim()[1] - ax.get_ylim()[0]), -float("inf")
-    for line in sorted(ax.get_lines(), key=lambda line: float(line.get_ydata()[-1])):
-        x, y = float(line.get_xdata()[-1]), max(float(line.get_ydata()[-1]), lowest + apart)
-        ax.annotate(line.get_label(), (x, y), xytext=(4, 0), textcoords="offset points",
+    ends = [(np.asarray(line.get_xydata())[-1], line) for line in ax.get_lines()]
+    for (x, end), line in sorted(ends, key=lambda pair: pair[0][1]):
+        y = max(float(end), lowest + apart)
+        ax.annotate(str(line.get_label()), (x, y), xytext=(4, 0), textcoords="offset points",
                     color=line.get_color(), va="center", annotation_clip=False)
         lowest = y
 
@@ -154,10 +156,10 @@ def show_dissection(
     with figure(1, panels, size=(3.7 * panels, 3.4), path=path, squeeze=False) as (fig, axes):
         show_coefficients(axes[0, 0], C, title=dissection.name)
         if dissection.composed:
-            _show_factors(*axes[0, 1:], dissection.factors)
+            _show_factors(axes[0, 1], axes[0, 2], dissection.factors)
 
 
-def _show_factors(left, right, factors):
+def _show_factors(left: plt.Axes, right: plt.Axes, factors) -> None:
     s = factors.similarity
     for weight, colour, line, label in (
         (factors.pull, ATTRACTION, "-", "pull $P_+$"), (factors.push, REPULSION, "--", "push $P_-$"),

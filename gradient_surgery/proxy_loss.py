@@ -34,8 +34,9 @@ class ProxyLoss(PairLoss):
     @property
     def proxy_labels(self) -> Int[Tensor, "k"]:
         "The class of each proxy."
-        classes = torch.arange(self.num_classes, device=self.proxies.device)
-        return classes.repeat_interleave(len(self.proxies) // self.num_classes)
+        proxies = self.proxies
+        classes = torch.arange(self.num_classes, device=proxies.device)
+        return classes.repeat_interleave(len(proxies) // self.num_classes)
 
     def operands(self, embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"]) -> Operands:
         """What is compared: the batch with the proxies.

@@ -172,7 +172,7 @@ def read_records(
     folder: str | Path,
 ) -> list[dict]: # in the order of their paths, and of lines within a file
     "All records below a folder, of both kinds. Raises `ValueError` for a file that is none."
-    records = []
+    records: list[dict] = []
     paths = [path for name in ("record.json", "records.jsonl") for path in Path(folder).rglob(name)]
     for path in sorted(paths):
         try:
@@ -185,7 +185,7 @@ def read_records(
 # %% ../nbs/records.ipynb #1d5762d9
 def by_setting(records: list[dict]) -> list[tuple[dict, list[dict]]]:
     "Records grouped by their parameters other than the seed; each group with these."
-    groups = {}
+    groups: dict[str, tuple[dict, list[dict]]] = {}
     for record in records:
         setting = {name: value for name, value in record["parameters"].items() if name != "seed"}
         group = groups.setdefault(json.dumps(setting, sort_keys=True), (setting, []))
@@ -194,6 +194,7 @@ def by_setting(records: list[dict]) -> list[tuple[dict, list[dict]]]:
 
 
 def mean_and_std(values: list[float]) -> tuple[float, float | None]: # no deviation of one value
+    "The mean, and the standard deviation of a sample."
     return mean(values), stdev(values) if len(values) > 1 else None
 
 
@@ -233,7 +234,7 @@ class Table:
         self.selected_on = sorted({record["selected_on"] for record in records})
 
     def _row(self, setting: dict, group: list[dict]) -> dict:
-        row = {name: _text(value) for name, value in setting.items()}
+        row: dict = {name: _text(value) for name, value in setting.items()}
         for metric in self.metrics:
             values = [each["metrics"][metric] for each in group if metric in each["metrics"]]
             if values:
@@ -245,7 +246,7 @@ class Table:
         numbers = {"seeds", *self.metrics, *(f"{metric} std" for metric in self.metrics)}
         names = dict.fromkeys(name for row in self.rows for name in row if name not in numbers)
         values = {name: {row.get(name) for row in self.rows} for name in names}
-        same = {name: one.pop() for name, one in values.items() if len(one) == 1}
+        same = {name: str(one.pop()) for name, one in values.items() if len(one) == 1}
         return [name for name in names if name not in same], same
 
     def _cells(self) -> list[list[str]]: # the heading first

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'find_images', 'Files', 'embed_images', 'fingerprint', 'write_embeddings', 'read_embeddings', 'search',
-           'show_search', 'Deployed', 'write_script', 'write_program', 'export']
+           'show_search', 'Deployed', 'write_script', 'write_program', 'write_onnx', 'read_onnx', 'export']
 
 # %% ../nbs/serving.ipynb #f55a7ed9
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -169,22 +169,47 @@ def write_program(network: nn.Module, images: Tensor, path: Path) -> None:
     torch.export.save(program, path)
 
 
+def write_onnx(network: nn.Module, images: Tensor, path: Path) -> None:
+    "As ONNX, for batches of any size. Raises `ImportError` without the extra `onnx`."
+    try:
+        import onnxruntime, onnxscript # both are needed, and neither by PyTorch itself
+    except ImportError as error:
+        raise ImportError(
+            f"an .onnx file needs the package {error.name}: "
+            f"pip install 'gradient_surgery[onnx]'") from error
+    torch.onnx.export(
+        network, (images,), path, dynamo=True, external_data=False, verbose=False,
+        input_names=["images"], output_names=["embeddings"],
+        dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}})
+
+
+def read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    "The network in an ONNX file, run by ONNX Runtime."
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
 FORMATS = {
     ".pt": (write_script, lambda path: torch.jit.load(str(path))),
-    ".pt2": (write_program, lambda path: torch.export.load(path).module())}
+    ".pt2": (write_program, lambda path: torch.export.load(path).module()),
+    ".onnx": (write_onnx, read_onnx)}
 
 # %% ../nbs/serving.ipynb #0c1e36e2
 @torch.no_grad()
 def export(
     run: str | Path, # the folder of a run
-    path: str | Path, # ends in .pt or .pt2
+    path: str | Path, # ends in .pt, .pt2 or .onnx
     *, tolerance: float = 1e-4, # the largest difference of a coordinate
 ) -> float: # the difference that was found
     """Write the best network of a run for other programs: bytes in, unit embeddings out.
-    Raises `ValueError` for another ending, and `RuntimeError` where what was written differs."""
+    Raises `ValueError` for another ending, `ImportError` where ONNX's packages are missing,
+    and `RuntimeError` where what was written differs."""
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ValueError(f"path is {path}; expected a name that ends in {' or '.join(FORMATS)}")
+        endings = ", ".join(FORMATS)
+        raise ValueError(f"path is {path}; expected a name that ends in one of {endings}")
     write, read = FORMATS[path.suffix]
     model, config = load_run(run)
     network, size = Deployed(model.eval()), config.image_size

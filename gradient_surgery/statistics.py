@@ -264,7 +264,7 @@ def ranking(
 
 # %% ../nbs/statistics.ipynb #a680964d
 def show_effects(
-    ax,
+    ax, # of matplotlib
     analyses: dict[str, list[dict]], # title -> what `effects` says; the first sorts the rows
 ) -> None:
     "Draw each term's share of the variance, with its interval."
@@ -312,7 +312,7 @@ def show_means(
 
 
 def show_pair(
-    ax,
+    ax, # of matplotlib
     table: pd.DataFrame, # of `replicates`
     factors: tuple[str, str],
 ) -> None:
@@ -331,7 +331,7 @@ def show_pair(
 
 # %% ../nbs/statistics.ipynb #a2669e1e
 def show_ranking(
-    ax,
+    ax, # of matplotlib
     rows: list[dict], # what `ranking` says
     names: list[str], # what each row is called
 ) -> None:
@@ -356,7 +356,8 @@ def gains(
     "What each graft adds to its recipient, of those that change it and were run."
     from gradient_surgery.studies import COMPONENTS, PUBLISHED, graft
 
-    found, rows = {}, []
+    found: dict[tuple, dict] = {}
+    rows: list[dict] = []
     for component, recipient, donor in product(COMPONENTS, PUBLISHED, PUBLISHED):
         before, after = PUBLISHED[recipient], graft(recipient, donor, component)
         if before != after and before in table and after in table:
@@ -368,7 +369,7 @@ def gains(
 
 
 def show_gains(
-    ax,
+    ax, # of matplotlib
     rows: list[dict], # what `gains` says, of one component
     *,
     limit: float, # of the colours, in percentage points
@@ -421,10 +422,13 @@ def plus_minus(
 
 
 def p_value(p: float) -> str:
+    "A p-value as one writes it."
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def in_words(names) -> str:
+def in_words(
+    names, # any number of them
+) -> str:
     "A list as one reads it out."
     names = [str(name).replace("_", " ") for name in names]
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part) or "none"

@@ -104,7 +104,11 @@ RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing 
 }
 
 # %% ../nbs/studies.ipynb #cdaab1c6
-def draw(trial, name: str, span: Range) -> float:
+def draw(
+    trial, # of Optuna
+    name: str,
+    span: Range,
+) -> float:
     "A value of a hyper-parameter for a trial of Optuna's."
     if isinstance(span.low, int):
         return trial.suggest_int(name, span.low, span.high)
@@ -124,7 +128,7 @@ def comparison(
     data = folded_features(seed)
     has_proxies = issubclass(CATALOGUE[loss], ProxyLoss)
     proxies = int(data.train.labels.max()) + 1, 64
-    best = {"map@r": -1.0}
+    best: dict = {"map@r": -1.0} # scores, and the weights that have them
 
     def objective(trial):
         options = {name: draw(trial, name, span) for name, span in RANGES.get(loss, {}).items()}
@@ -229,7 +233,7 @@ def options(*composition: str) -> dict[str, str]:
     return dict(zip(COMPONENTS, composition))
 
 
-END_TO_END = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [
+END_TO_END: dict[str, list] = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [
     options("euclidean", "constant", "constant", "easy_positive_hard"), # first
     options("euclidean", "constant", "constant", "easy_positive_semihard"), # third: the default
     options("geodesic", "constant", "circle", "all"), # last but one

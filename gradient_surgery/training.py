@@ -7,7 +7,7 @@ __all__ = ['CROPS', 'native_precision', 'load_datasets', 'in_cache', 'embed', 'e
            'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'load_state', 'check_same',
            'build_sampler', 'share', 'images_of', 'cropped', 'loss_of', 'problem', 'stopped', 'train_epoch', 'begin',
            'step', 'train', 'check_unused', 'start_processes', 'leave_processes', 'fit', 'finish_epoch',
-           'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'draw']
+           'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'written', 'draw']
 
 # %% ../nbs/training.ipynb #9e7ccc75
 import atexit
@@ -17,14 +17,14 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -37,9 +37,10 @@ from .data.cache import cached
 from .data.emoji import Emoji
 from .data.folder import folder_splits
 from .data.sampling import BalancedSampler, OnceSampler, PaddedSampler
-from .data.transforms import (
-    Augment, as_new_classes, crop, normalise, random_resized_boxes, random_square_boxes)
-from .distributed import joined
+from gradient_surgery.data.transforms import (
+    Augment, class_symmetries, crop, normalise, random_resized_boxes, random_square_boxes,
+    symmetry_maps)
+from .distributed import Group, joined
 from .evaluation import evaluate, nearest
 from .files import replacing
 from .large_batches import InMicroBatches
@@ -99,22 +100,30 @@ def embed(
     dataset: Dataset, # gives uint8 images
     *, batch_size: int = 256,
     workers: int = 0, # processes that read images
+    accelerator: Accelerator | None = None, # whose processes each embed a share; None: this one all
 ) -> Float[Tensor, "n d"]: # raw embeddings, on the CPU
-    "The embedding of every image of a set, in its order."
+    "The embedding of every image of a set, in its order. All processes of an accelerator call it."
     device, training = next(model.parameters()).device, model.training
+    images, several = range(len(dataset)), accelerator and accelerator.num_processes > 1
+    several = several and len(images) >= accelerator.num_processes # else each embeds all
+    if several:
+        images = share(images, accelerator.process_index, accelerator.num_processes)
+        broadcast(model.state_dict()) # in place: batch statistics are each process's own
     model.eval()
-    batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-    embeddings = [model(normalise(images.to(device))).float().cpu() for images, _ in batches]
+    batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers, sampler=images)
+    embeddings = torch.cat(
+        [model(normalise(images.to(device))).float().cpu() for images, _ in batches])
     model.train(training)
-    return torch.cat(embeddings)
+    return Group().gather(embeddings.to(device)).cpu() if several else embeddings
 
 # %% ../nbs/training.ipynb #21c65a3d
 def embed_test(
-    model: nn.Module, data: Splits, config: Config
+    model: nn.Module, data: Splits, config: Config,
+    accelerator: Accelerator | None = None, # as for `embed`
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"] | None]: # of test images and gallery
     "The embeddings that a network is measured by."
-    queries = embed(model, data.test, workers=config.workers)
-    return queries, data.gallery and embed(model, data.gallery, workers=config.workers)
+    how = dict(workers=config.workers, accelerator=accelerator)
+    return embed(model, data.test, **how), data.gallery and embed(model, data.gallery, **how)
 
 
 def retrieval(
@@ -258,9 +267,9 @@ def build_sampler(config: Config, labels: Int[Tensor, "n"]) -> Sampler[list[int]
 
 
 def share(
-    batch: list[int],
+    batch: Sequence[int],
     process: int, processes: int,
-) -> list[int]:
+) -> Sequence[int]:
     "The part of a batch that a process works on: neighbours, so that classes stay together."
     return batch[len(batch) * process // processes : len(batch) * (process + 1) // processes]
 
@@ -301,11 +310,12 @@ def loss_of(
 ) -> Float[Tensor, ""]:
     "The loss of a batch, or of the joined batch of all processes."
     accelerator, generator = state.accelerator, state.generator
-    images = cropped(images, shapes, state.config, generator)
+    images, symmetries = cropped(images, shapes, state.config, generator), None
     if state.config.new_classes:
-        images = as_new_classes(images, labels, generator)
+        symmetries = symmetry_maps(class_symmetries(labels, generator))
+    images = augment(images, generator, symmetries) # places and colours in full precision
     with accelerator.autocast():
-        embeddings = state.model(augment(images, generator))
+        embeddings = state.model(images)
     if accelerator.num_processes > 1: # whose gradients are averaged; the joined loss wants the sum
         embeddings.register_hook(lambda gradient: accelerator.num_processes * gradient)
     return state.loss(embeddings, labels)
@@ -439,8 +449,7 @@ def train(
         with replacing(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     fit(state, data, sampler, folder, quiet=quiet)
-    metrics = [accelerator.is_main_process and report(state, data, folder)]
-    return broadcast_object_list(metrics)[0]
+    return report(state, data, folder)
 
 # %% ../nbs/training.ipynb #99ed967c
 def check_unused(folder: Path, resume: bool) -> None:
@@ -503,10 +512,8 @@ def finish_epoch(
 ) -> None:
     "Measure on the validation classes, write the epoch down and save it."
     config, main = state.config, state.accelerator.is_main_process
-    recall = [main and validation_recall(state, data)]
-    broadcast_object_list(recall) # all go by the first one's figure
     state.history.append({
-        "epoch": state.epoch, "loss": value, "recall@1": recall[0],
+        "epoch": state.epoch, "loss": value, "recall@1": validation_recall(state, data),
         "learning_rate": state.schedule.get_last_lr()[0], "seconds": seconds})
     state.step, state.values, state.seconds = 0, [], 0.0
     if main and best_epoch(state.history) == state.epoch - 1:
@@ -520,8 +527,11 @@ def validation_recall(state: State, data: Splits) -> float:
     "Recall@1 on the validation classes; not a number where there are none."
     if data.validation is None:
         return float("nan")
-    embeddings = embed(state.network, data.validation, workers=state.config.workers)
-    return evaluate(embeddings, data.validation.labels, ks=(1,), nmi=False)["recall@1"]
+    embeddings = embed(state.network, data.validation, workers=state.config.workers,
+                       accelerator=state.accelerator)
+    recall = [state.accelerator.is_main_process and evaluate(
+        embeddings, data.validation.labels, ks=(1,), nmi=False)["recall@1"]]
+    return broadcast_object_list(recall)[0] # all go by the first one's figure
 
 # %% ../nbs/training.ipynb #ccf79f1e
 def write_history(history: list[dict], path: Path) -> None:
@@ -563,12 +573,26 @@ def report(
     data: Splits,
     folder: Path,
 ) -> dict: # what `metrics.json` holds
-    "Measure the untrained and the best network, draw the pictures, and write the metrics last."
-    history, config = state.history, state.config
-    _, start = untrained(config, len(data.train.class_names))
-    before = embed_test(start.to(state.accelerator.device), data, config)
+    """Measure the untrained and the best network, draw the pictures, and write the metrics last.
+    All processes embed, the first one does the rest."""
+    _, start = untrained(state.config, len(data.train.class_names))
+    start = start.to(state.accelerator.device)
+    before = embed_test(start, data, state.config, state.accelerator)
     load_weights(state.network, folder / "checkpoint" / "best.safetensors")
-    after = embed_test(state.network, data, config)
+    after = embed_test(state.network, data, state.config, state.accelerator)
+    metrics = [state.accelerator.is_main_process and written(state, data, before, after, folder)]
+    return broadcast_object_list(metrics)[0]
+
+
+def written(
+    state: State,
+    data: Splits,
+    before: tuple, # embeddings of test images and gallery, untrained
+    after: tuple, # and trained
+    folder: Path,
+) -> dict: # what `metrics.json` holds
+    "Compute the metrics, draw the pictures, and write all of it."
+    history, config = state.history, state.config
     chosen = "the last epoch" if data.validation is None else "recall@1 on validation classes"
     metrics = {
         "before": retrieval(before, data, config), "after": retrieval(after, data, config),

@@ -43,11 +43,37 @@ def copy_repository(repository_files: list[str]) -> Callable[[Path], Path]:
     return copy
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder that all workers of pytest-xdist have in common."
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A Jupyter folder whose kernel `python3` is the interpreter that runs the tests."
+    from ipykernel.kernelspec import write_kernel_spec
+
+    folder = tmp_path_factory.mktemp("jupyter")
+    write_kernel_spec(folder / "kernels" / "python3")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> None:
+    "Frozen features of the emoji in the user's cache, made by one worker of pytest-xdist while the others wait: they take minutes."
+    from gradient_surgery.data.emoji import SPLITS
+    from gradient_surgery.heads import frozen_features
+
+    with FileLock(shared_folder(tmp_path_factory) / "features.lock"):
+        for split in SPLITS:
+            frozen_features(split)
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "The website as built without Quarto, once for all workers of pytest-xdist."
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "site"
+    folder = shared_folder(tmp_path_factory) / "site"
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             command = [sys.executable, "scripts/docs.py", "--renderer", "smalldocs", "--output", str(folder)]

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-SCANNED = ["index", "losses/triplet", "losses/catalogue", "explorer"]
+SCANNED = ["index", "losses/triplet", "losses/catalogue", "explorer", "losses/gallery", "tutorials/own_images", "api/mathematics"]
+MEGABYTE = 1_000_000
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium, or set CHROMIUM")
 
 
@@ -64,16 +67,33 @@ def explorer(page: "playwright.Page", site: Path) -> Callable[..., "playwright.P
     return opened
 
 
+def size_on_disk(address: str) -> int:
+    return Path(url2pathname(urlsplit(address).path)).stat().st_size
+
+
 def test_every_page_loads_and_fits(page: "playwright.Page", site: Path, complaints: list[str]) -> None:
-    look = """() => ({
-        unset: document.querySelectorAll(".math").length - document.querySelectorAll(".math .katex-html").length,
-        wrong: document.querySelectorAll(".katex-error").length,
-        too_wide: document.documentElement.scrollWidth - innerWidth})"""
-    odd = {}
+    look = r"""() => {
+        const words = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+        let raw = 0;
+        while (words.nextNode()) {
+            const { data, parentElement } = words.currentNode;
+            raw += /\$\$|\\begin\{|\\frac/.test(data) && !parentElement.closest("pre, code, script, style, annotation, textarea");
+        }
+        return {
+            raw,
+            unset: document.querySelectorAll(".math").length - document.querySelectorAll(".math .katex-html").length,
+            wrong: document.querySelectorAll(".katex-error").length,
+            too_wide: document.documentElement.scrollWidth - innerWidth,
+        };
+    }"""
+    loaded, odd = set(), {}
+    page.on("request", lambda request: loaded.add(request.url) if request.url.startswith("file:") else None)
     for path in sorted((site / "nbs").rglob("*.html")):
+        loaded.clear()
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(path.as_uri())
         desktop = page.evaluate(look)
+        desktop["too_heavy"] = weight if (weight := sum(map(size_on_disk, loaded))) > 2 * MEGABYTE else 0
         page.set_viewport_size({"width": 390, "height": 844})
         odd |= {f"{path.stem}, {size}": seen for size, seen in (("desktop", desktop), ("phone", page.evaluate(look))) if any(seen.values())}
     assert (complaints, odd) == ([], {})

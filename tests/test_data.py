@@ -22,8 +22,8 @@ from gradient_surgery.data.emoji import SPLITS, Emoji, decode, emoji_archive, em
 from gradient_surgery.data.folder import FolderOfClasses, Numbered, SomeClasses, folder_splits, read_image, split_by_class
 from gradient_surgery.data.sampling import BalancedSampler, Deck, GroupSampler, OnceSampler, PaddedSampler
 from gradient_surgery.data.transforms import (
-    IMAGENET_MEAN, IMAGENET_STD, Augment, as_new_classes, centre_boxes, crop, crop_by_products, erase, mirror_boxes, normalise,
-    random_resized_boxes, random_square_boxes, turned)
+    IMAGENET_MEAN, IMAGENET_STD, Augment, as_new_classes, centre_boxes, class_symmetries, crop, crop_by_products, erase, mirror_boxes, normalise,
+    random_resized_boxes, random_square_boxes, symmetry_maps, turned)
 
 # --- emoji ---
 
@@ -737,6 +737,12 @@ def test_only_the_generator_decides() -> None:
     assert torch.get_rng_state().equal(state)
 
 
+def test_mixed_precision_leaves_places_and_colours_alone() -> None:
+    images, whole = batch(), seeded(batch(), **STRONG)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert seeded(images, **STRONG).equal(whole)
+
+
 @pytest.mark.parametrize("flip, least, most", [(0.0, 0, 0), (0.5, 17, 47), (1.0, 64, 64)])
 def test_flip_alone(flip: float, least: int, most: int) -> None:
     images, none = batch(64), dict(rotate=0, scale=1, shift=0, brightness=0, contrast=0, saturation=0, hue=0, greyscale=0)
@@ -806,6 +812,30 @@ def test_new_classes_keep_a_class_together():
         any(torch.equal(turned(images, symmetry), changed) for symmetry in range(8)) for changed in versions
     )
     assert alike < len(versions) / 2  # the two classes are turned independently: alike in one case of eight
+
+
+def test_new_classes_are_sampled_with_all_else():
+    images, labels = batch(128, 16, 16), torch.arange(128) // 2
+    symmetry = class_symmetries(labels, torch.Generator().manual_seed(3))
+    assert symmetry[::2].equal(symmetry[1::2]) and len(symmetry.unique()) == 8
+    each = torch.cat([turned(images[[i]], symmetry[i].item()) for i in range(128)])
+    assert as_new_classes(images, labels, torch.Generator().manual_seed(3)).equal(each)
+    for strengths in (STRONG, STRONG | {"padding": "reflection"}, {}):
+        once = Augment(**strengths)(images, torch.Generator().manual_seed(7), symmetry_maps(symmetry))
+        assert torch.allclose(once, seeded(each, **strengths), atol=1e-3)
+    with pytest.raises(ValueError, match=r"images are \(16, 20\) high and wide"):
+        Augment()(batch(), torch.Generator(), symmetry_maps(torch.zeros(6, dtype=torch.int)))
+
+
+def test_what_is_outside_an_image() -> None:
+    images = torch.full((8, 3, 8, 8), 64, dtype=torch.uint8)
+    none = dict(rotate=0, scale=1, shift=1.0, brightness=0, contrast=0, saturation=0, hue=0, greyscale=0)
+    white, grey = normalise(torch.full_like(images, 255)), normalise(images)
+    filled = seeded(images, **none)
+    is_white, is_grey = (((filled - colour).abs() < 1e-4).all(1) for colour in (white, grey))
+    assert is_white.any() and is_grey.any() and (is_white | is_grey).float().mean() > 0.6  # else it lies between
+    for padding in ("border", "reflection"):
+        assert torch.allclose(seeded(images, **none, padding=padding), grey, atol=1e-4)
 
 
 def test_new_classes_want_squares():

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from ipykernel.kernelspec import write_kernel_spec
 
 from gradient_surgery.experiments import NotebookError, run_notebook
 
@@ -13,25 +11,6 @@ NAMES = sorted(
     path.relative_to(NOTEBOOKS).as_posix() for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
 SECONDS_PER_CELL = 60  # only there to end a cell that hangs
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A Jupyter folder whose kernel `python3` is the interpreter that runs the tests."
-    folder = tmp_path_factory.mktemp("jupyter")
-    write_kernel_spec(folder / "kernels" / "python3")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> None:
-    "Frozen features of the emoji in the user's cache, made by one worker of pytest-xdist while the others wait: they take minutes."
-    from gradient_surgery.data.emoji import SPLITS
-    from gradient_surgery.heads import frozen_features
-
-    with FileLock(tmp_path_factory.getbasetemp().parent / "features.lock"):
-        for split in SPLITS:
-            frozen_features(split)
 
 
 def needs_features(name: str) -> bool:

@@ -1,5 +1,8 @@
 """What a user does with a trained embedding: files in, neighbours out, and the network for other programs."""
 
+import sys
+from types import ModuleType
+
 import pandas as pd
 import pytest
 import torch
@@ -81,12 +84,26 @@ def test_a_broken_image_is_named(runs, tmp_path):
         embed_images(runs / "0", [tmp_path])
 
 
-@pytest.mark.parametrize("name", ["network.pt", "network.pt2"])
+def opened(path):
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        assert [each.type for each in session.get_inputs()] == ["tensor(uint8)"]
+        return lambda images: torch.from_numpy(session.run(["embeddings"], {"images": images.numpy()})[0])
+    return torch.jit.load(path) if path.suffix == ".pt" else torch.export.load(path).module()
+
+
+@pytest.mark.parametrize("name", ["network.pt", "network.pt2", "network.onnx"])
 def test_an_exported_network_is_the_same(photos, runs, tmp_path, name):
+    if name.endswith(".onnx"):
+        for package in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"needs {package}, of the extra onnx")
     assert export(runs / "0", tmp_path / name) < 1e-4
     paths, embeddings = embed_images(runs / "0", [photos / "class05"])
     images = torch.stack([read_image(path, size=32) for path in paths])
-    network = torch.jit.load(tmp_path / name) if name.endswith(".pt") else torch.export.load(tmp_path / name).module()
+    network = opened(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # weights are inside
     for count in (1, 6):
         torch.testing.assert_close(network(images[:count]), embeddings[:count], atol=1e-4, rtol=0)
 
@@ -97,5 +114,14 @@ def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="differs"):
         export(runs / "0", tmp_path / "network.pt")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="ends in .pt or .pt2"):
+    with pytest.raises(ValueError, match="ends in one of .pt, .pt2, .onnx"):
         export(runs / "0", tmp_path / "network.bin")
+
+
+@pytest.mark.parametrize("missing", ["onnxscript", "onnxruntime"])
+def test_without_onnx_it_is_said_what_to_install(runs, tmp_path, monkeypatch, missing):
+    for package in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None if package == missing else ModuleType(package))
+    with pytest.raises(ImportError, match=rf"{missing}: pip install 'gradient_surgery\[onnx\]'"):
+        export(runs / "0", tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())

@@ -99,6 +99,14 @@ SAME = {
 }
 
 
+@pytest.fixture
+def in_double_precision():
+    "So that sums in another order differ in the fifteenth digit, and no two neighbours change places."
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def in_two_processes(config, folder: Path, script: str) -> None:
     (folder.parent / "script.py").write_text(script)
     (folder.parent / "config.yaml").write_text(json.dumps(asdict(config)))  # JSON is YAML
@@ -109,24 +117,91 @@ def in_two_processes(config, folder: Path, script: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_learn_what_one_learns(photos, tmp_path, monkeypatch):
+# Each process writes down how many images it embedded, of how many, and the embeddings that it got in the end.
+SHARING = """
+import json, os, sys, torch
+from gradient_surgery import training
+from gradient_surgery.training import read_config, train
+
+torch.set_default_dtype(torch.float64)
+counts, real = [], training.embed
+
+def embed(model, dataset, **options):
+    seen = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    embed.last = real(model, dataset, **options)
+    hook.remove()
+    counts.append([sum(seen), len(dataset)])
+    return embed.last
+
+training.embed = embed
+train(read_config(sys.argv[1]), sys.argv[2], resume=True, quiet=True)
+torch.save([counts, embed.last], f"{sys.argv[2]}/../embedded{os.environ['RANK']}.pt")
+"""
+
+
+def test_two_processes_learn_what_one_learns(photos, tmp_path, monkeypatch, in_double_precision):
     config = config_for(photos, loss="ProxyAnchorLoss", sampler="padded", **SAME, optimizer="sgd", learning_rate=0.1)  # AdamW would not see a factor
     alone = train(config, tmp_path / "alone", quiet=True)
     stop_after(monkeypatch, 2)
     with pytest.raises(InterruptedError):
         train(config, tmp_path / "resumed", quiet=True)  # after two steps of one process
-    in_two_processes(config, tmp_path / "started", RUN + "train(read_config(sys.argv[1]), sys.argv[2] + '/../resumed', resume=True, quiet=True)\n")
+    in_two_processes(config, tmp_path / "started", SHARING + "train(read_config(sys.argv[1]), sys.argv[2] + '/../resumed', resume=True, quiet=True)\n")
     assert {path.name for path in (tmp_path / "started").iterdir()} == FILES
     losses, expected = [row["loss"] for row in history(tmp_path / "alone")], weights(tmp_path / "alone")
     assert losses[0] - losses[-1] > 1  # something was learnt
     for name in ("started", "resumed"):
         together = json.loads((tmp_path / name / "metrics.json").read_text())
         assert (alone["processes"], together["processes"]) == (1, 2)
-        assert [row["loss"] for row in history(tmp_path / name)] == pytest.approx(losses, abs=1e-5)
+        assert [row["loss"] for row in history(tmp_path / name)] == pytest.approx(losses, abs=1e-9)
         assert [row["recall@1"] for row in history(tmp_path / name)] == [row["recall@1"] for row in history(tmp_path / "alone")]
         for key, value in weights(tmp_path / name).items():
-            torch.testing.assert_close(value, expected[key], atol=1e-5, rtol=0)
-        assert together["after"] == pytest.approx(alone["after"], abs=0.03)  # of 90 queries, one or two may be as good as tied
+            torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=0)
+        for when in ("before", "after"):
+            assert together[when] == pytest.approx(alone[when], abs=1e-5)
+    assert alone["after"]["recall@1"] != alone["before"]["recall@1"]
+    model, _ = load_run(tmp_path / "started")
+    embeddings = training.embed(model, training.load_datasets(config).test)
+    for rank in (0, 1):  # half of the validation images after each epoch, and of the test images before and after
+        counts, found = torch.load(tmp_path / f"embedded{rank}.pt")
+        assert len(counts) == 3 + 2 and all(2 * mine == images for mine, images in counts)
+        torch.testing.assert_close(found, embeddings, atol=1e-6, rtol=0)
+
+
+def test_shares_of_images_are_put_together_in_order(tmp_path):
+    "Of an odd number, by processes whose batch statistics differ: those of the first count."
+    (tmp_path / "script.py").write_text(SHARES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, tmp_path / "script.py", tmp_path], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert torch.equal(found[0]["together"], found[1]["together"]) and not torch.allclose(found[0]["alone"], found[1]["alone"], atol=0.1)
+    torch.testing.assert_close(found[0]["together"], found[0]["alone"], atol=1e-5, rtol=0)
+    assert [part["seen"] for part in found] == [18, 19] and [part["few"].shape for part in found] == [(1, 8), (1, 8)]
+
+
+SHARES = """
+import os, sys, torch
+from accelerate import Accelerator
+from torch.utils.data import Subset, TensorDataset
+from gradient_surgery.models import build_model
+from gradient_surgery.training import embed, leave_processes
+
+rank, accelerator = int(os.environ["RANK"]), Accelerator()
+torch.manual_seed(0)
+model, images = build_model("small", embedding_size=8), torch.randint(256, (37, 3, 16, 16), dtype=torch.uint8)
+data, seen = TensorDataset(images, torch.zeros(37)), []
+for name, buffer in model.named_buffers():
+    if name.endswith("running_mean"):
+        buffer.fill_(rank)
+alone = embed(model, data)
+hook = model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+together = embed(model, data, accelerator=accelerator)
+few = embed(model, Subset(data, [0]), accelerator=accelerator)
+torch.save({"alone": alone, "together": together, "seen": sum(seen) - 1, "few": few}, f"{sys.argv[1]}/{rank}.pt")
+leave_processes()
+"""
 
 
 def history(folder: Path) -> list[dict]:

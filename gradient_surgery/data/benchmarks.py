@@ -21,9 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from .folder import IndexedImages, image_files
+from .folder import IndexedImages, LabelledImages, image_files
 
 # %% ../../nbs/data/benchmarks.ipynb #563fb525
 class Row(NamedTuple):
@@ -189,7 +188,7 @@ def header_fault(file: Path, number: int, expected: str) -> list[Fault]:
 
 def category_faults(home: Path, lines: list[tuple[int, int, int, str]]) -> list[Fault]:
     "A fault for each number of an image that comes twice, and for each image outside its category."
-    folders = defaultdict(Counter)
+    folders: dict[int, Counter[str]] = defaultdict(Counter)
     for _, _, category, path in lines:
         folders[category][path.split("/")[0]] += 1
     usual = {category: count.most_common(1)[0][0] for category, count in folders.items()}
@@ -273,14 +272,16 @@ def class_names(file: Path, faults: list[Fault]) -> list[str]:
 # %% ../../nbs/data/benchmarks.ipynb #8bae6ffb
 def read_classic_cars(home: Path) -> Index:
     "The index of `car_ims` and `cars_annos.mat`."
-    faults, file = [], home / "cars_annos.mat"
+    file = home / "cars_annos.mat"
+    faults: list[Fault] = []
     listed, names = annotations(file, "relative_im_path", faults), class_names(file, faults)
     return Index(home, cars_rows(listed, names, file, faults) if names else [], faults)
 
 # %% ../../nbs/data/benchmarks.ipynb #d09ebf7f
 def read_devkit_cars(home: Path) -> Index:
     "The index of `cars_train`, `cars_test` and their development kit."
-    faults, rows = [], []
+    faults: list[Fault] = []
+    rows: list[Row] = []
     names = class_names(home / "devkit" / "cars_meta.mat", faults)
     for part, name in ("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat"):
         file = next((place / name for place in (home / "devkit", home)
@@ -453,7 +454,7 @@ def contradictions(index: Index) -> list[Fault]:
 # %% ../../nbs/data/benchmarks.ipynb #5121b412
 def in_short(numbers: set[int]) -> str:
     "Numbers as ranges: 1–3, 7."
-    runs = []
+    runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][1] == number - 1:
             runs[-1][1] = number
@@ -481,14 +482,16 @@ def incompleteness(index: Index, benchmark: Benchmark) -> list[Fault]:
 # %% ../../nbs/data/benchmarks.ipynb #0d4e7498
 def missing_images(index: Index) -> list[Fault]:
     "A fault for each image that is listed but is not there, or for the folder that should hold it."
-    found, present = Counter(), {}
+    found: Counter[Path] = Counter()
+    present: dict[str, set[str] | None] = {} # the files of each folder; None: it is missing
     for row in index.rows:
         folder, _, name = row.path.rpartition("/")
         if folder not in present:
             present[folder] = files_in(index.folder / folder)
-        if present[folder] is None:
+        there = present[folder]
+        if there is None:
             found[first_missing(index.folder, folder)] += 1
-        elif name not in present[folder]:
+        elif name not in there:
             found[index.folder / row.path] += 1
     return [Fault(str(path), how_missing(path, count)) for path, count in found.items()]
 
@@ -541,10 +544,10 @@ def benchmark_index(
 # %% ../../nbs/data/benchmarks.ipynb #e107424c
 class Splits(NamedTuple):
     "The parts of a data set. Where there is a gallery, the test images are its queries."
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset
-    gallery: Dataset | None = None
+    train: LabelledImages
+    validation: LabelledImages | None
+    test: LabelledImages
+    gallery: LabelledImages | None = None
 
 # %% ../../nbs/data/benchmarks.ipynb #b8feeec1
 def images_of(index: Index, rows: list[Row], numbers: list[int], size: int) -> IndexedImages:

@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .folder import as_square, open_image
+from .folder import LabelledImages, as_square, open_image
 from ..files import replacing
 
 try:
     import fcntl
 except ImportError: # not on Windows
-    fcntl = None
+    fcntl = None # type: ignore[assignment]
 
 # %% ../../nbs/data/cache.ipynb #f5d6c597
 class Squares(Dataset):
@@ -80,7 +80,8 @@ def layout(
 
 
 def checksum(pixels: np.ndarray, shape: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(shape, "<i4"), zlib.crc32(pixels))
+    "A number that changes when a stored image or its shape does."
+    return zlib.crc32(np.ascontiguousarray(shape, "<i4").data, zlib.crc32(pixels.data))
 
 # %% ../../nbs/data/cache.ipynb #de586a07
 def build(
@@ -149,7 +150,8 @@ def open_arrays(
     with path.open("rb") as file:
         if path.stat().st_size != expected or file.read(len(head)) != head:
             raise ValueError(f"{path} is not whole; expected {expected} bytes, our header first")
-    start, mapped = len(head), {}
+    start = len(head)
+    mapped: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         mapped[name] = np.memmap(path, array.dtype, "r", start, array.shape)
         start += array.nbytes
@@ -165,7 +167,7 @@ def check_arrays(path: Path, n: int, size: int) -> None:
         raise ValueError(f"{path} is damaged: {damaged} of {n} checksums differ")
 
 # %% ../../nbs/data/cache.ipynb #49d083a8
-def image_paths(dataset: Dataset) -> list[Path]:
+def image_paths(dataset: LabelledImages) -> list[Path]:
     "The absolute path of each image. Raises `FileNotFoundError` naming every file that is missing."
     files = [Path(path).absolute() for path in dataset.paths]
     missing = [str(file) for file in files if not file.is_file()]
@@ -191,7 +193,9 @@ def cache_name(
     return f"{'whole' if whole else 'middle'}-{size}-{digest.hexdigest()[:20]}.safetensors"
 
 # %% ../../nbs/data/cache.ipynb #1a2328da
-def locked(file) -> bool:
+def locked(
+    file, # open
+) -> bool:
     "Lock an open file when nobody else has it locked any more; `False` where that is impossible."
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -215,7 +219,7 @@ class Cached(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset, # has `labels`, `class_names` and `paths`
+        dataset: LabelledImages,
         path: Path, # of its cache
         *, size: int, # pixels on a side
     ):
@@ -253,7 +257,7 @@ class Cached(Dataset):
 
 # %% ../../nbs/data/cache.ipynb #bc676dd1
 def cached(
-    dataset: Dataset, # of image files: has `labels`, `class_names` and `paths`
+    dataset: LabelledImages, # of image files
     folder: str | Path, # where caches are kept
     *,
     size: int, # pixels on a side
@@ -274,7 +278,7 @@ def cached(
     with alone(path):
         if not usable(path, len(files), size):
             check_room(path, len(files) * (3 * size * size + 16))
-            few = min(os.cpu_count(), len(files) // 64) # starting a process takes time, too
+            few = min(os.cpu_count() or 1, len(files) // 64) # starting a process takes time, too
             build(
                 path, files, size=size, whole=whole, quiet=quiet,
                 workers=few if workers is None else workers)

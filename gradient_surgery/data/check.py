@@ -127,6 +127,7 @@ def faults_of(
 
 # %% ../../nbs/data/check.ipynb #8b6e115f
 def Flag(help: str):
+    "An option with its help."
     return typer.Option(help=help)
 
 # %% ../../nbs/data/check.ipynb #631bf423

@@ -20,7 +20,8 @@ class Deck:
     "Cards that are dealt in random order, all of them before any comes again."
 
     def __init__(self, cards: list[int], random: Random):
-        self.cards, self.random, self.rest = cards, random, []
+        self.cards, self.random = cards, random
+        self.rest: list[int] = []
 
     def deal(self, count: int) -> list[int]:
         "The next `count` different cards; all cards if there are fewer."
@@ -48,6 +49,7 @@ def images_of_classes(labels: Int[Tensor, "n"]) -> dict[int, list[int]]:
 
 
 def check_batch(num_classes: int, per_class: int) -> None:
+    "Raise `ValueError` unless a batch has at least two classes with two images each."
     for name, value in (("num_classes", num_classes), ("per_class", per_class)):
         if not isinstance(value, int) or value < 2:
             raise ValueError(f"{name} is {value!r}; expected a whole number of at least 2")
@@ -118,6 +120,14 @@ class GroupSampler(Sampler[list[int]]):
             raise ValueError(
                 f"labels have {len(self.images)} classes, too few to fill a batch with "
                 f"num_classes={num_classes} and per_class={per_class}; choose smaller ones")
+
+    def images_an_epoch(self) -> int:
+        "How many there are in all groups."
+        raise NotImplementedError
+
+    def groups(self, random: Random) -> Iterator[list[int]]:
+        "The groups of an epoch, in the order in which they are cut into batches."
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         "Choose the epoch whose batches come next; without it each epoch is the same."

@@ -17,7 +17,7 @@ import inspect
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from .angular import AngularLoss
 from .arcface import ArcFaceLoss
@@ -127,7 +127,7 @@ def find_loss(
         raise ValueError(f"{name} can't be built: {error}; give its arguments as options") from error
 
 
-def _imported(path: str):
+def _imported(path: str) -> Any:
     module, _, name = path.rpartition(":" if ":" in path else ".")
     if not module:
         raise ValueError(f"loss is {path!r}; expected one of {', '.join(CATALOGUE)}, or an import path")

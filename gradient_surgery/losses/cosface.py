@@ -6,8 +6,6 @@
 __all__ = ['CosFaceLoss']
 
 # %% ../../nbs/losses/cosface.ipynb #3cc85064
-import torch
-
 from .normalized_softmax import SoftmaxOverProxies
 from ..pair_loss import Components
 
@@ -21,4 +19,4 @@ class CosFaceLoss(SoftmaxOverProxies):
     scale: float = 64.0 # γ: the higher, the more the nearest proxies alone count
 
     def target(self, s):
-        return s - self.margin, torch.ones_like(s)
+        return s - self.margin, 1.0

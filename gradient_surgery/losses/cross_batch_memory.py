@@ -19,6 +19,9 @@ class CrossBatchMemory(nn.Module):
     averaged as in the loss inside. Wang et al. 2020.
 
     Raises `TypeError` for a loss that is no pair loss or has references of its own."""
+    embedding_memory: Float[Tensor, "memory_size d"]
+    label_memory: Int[Tensor, "memory_size"]
+    own: Int[Tensor, "n"] | None # where those of the last batch are
 
     def __init__(self,
         loss: PairLoss, # what compares the batch with the memory
@@ -33,7 +36,7 @@ class CrossBatchMemory(nn.Module):
         self.loss, self.embedding_size, self.memory_size = loss, embedding_size, memory_size
         self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))
         self.register_buffer("label_memory", torch.zeros(memory_size, dtype=torch.long))
-        self.register_buffer("own", None, persistent=False) # where those of the last batch are
+        self.register_buffer("own", None, persistent=False)
         self.reset_queue()
 
     def reset_queue(self) -> None:

@@ -11,36 +11,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..geometry import plain, sphere
-from ..lists import soft_maximum
+from .normalized_softmax import cross_entropy
 from ..pair_loss import Alone, Batch, Components, PairLoss, Terms
 
 # %% ../../nbs/losses/n_pairs.ipynb #f2dcb727
 class NPairsLoss(PairLoss):
     "N-pairs loss, averaged over the classes that have a pair. Sohn 2016, eq. 6."
     components = Components("cosine", "constant", "softmax over the list", "one pair of each class")
+    asks = "members"
     normalise: bool = True # False: dot products of the embeddings as they are, as in the paper
     geometry = property(lambda self: sphere if self.normalise else plain)
 
     def rows(self, similarity, positives, negatives, batch):
-        listed, partner = partners(positives, batch)
-        acts = partner.any(1)
-        highest, T = soft_maximum(similarity, listed & acts[:, None])
-        value = torch.where(acts, highest - (similarity * partner).sum(1), 0)
-        return Terms(value, T - partner.to(T.dtype), acts.to(T.dtype))
+        listed, partner, acts = partners(batch)
+        z = similarity.where(listed, torch.finfo(similarity.dtype).min)
+        value, c = cross_entropy(z, partner[:, None])
+        return Terms(value.where(acts, 0), c.mul_(acts[:, None]), acts.to(c.dtype))
 
     def forward(self, *batch, **named):
         return super().forward(*pairs_only(*batch, **named, processes=self.processes))
 
 
 def partners(
-    positives: Bool[Tensor, "a n"], batch: Batch
-) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "a n"]]:
-    "Which columns are partners, and which one is that of each anchor, if it acts."
-    rank = rank_in_class(batch.reference_labels)
-    if batch.own is None:
-        return rank == 0, positives & (rank == 0)
-    anchors = rank[batch.own] == 0 # the first of each class
-    return rank == 1, positives & (rank == 1) & anchors[:, None]
+    batch: Batch,
+) -> tuple[Bool[Tensor, "n"], Int[Tensor, "a"], Bool[Tensor, "a"]]:
+    "Which columns are partners, which one is that of each anchor, and whether the anchor acts."
+    (order, start, count, *_), rank = batch.members, rank_in_class(batch.reference_labels)
+    which = 0 if batch.own is None else 1 # of the references of each class the first or second
+    partner, acts = order[(start + which).clamp(max=len(order) - 1)], count > which
+    return rank == which, partner, acts if which == 0 else acts & (rank[batch.own] == 0)
 
 # %% ../../nbs/losses/n_pairs.ipynb #793076d0
 def pairs_only(
@@ -55,8 +54,8 @@ def pairs_only(
     place = (begins[:-1] & ~begins[1:]).nonzero()[:, 0] # of each class that goes on
     if len(place) < 2:
         return embeddings, labels, indices_tuple
-    first, second = order[place], order[place + 1]
-    return embeddings[first], labels[first], indices_tuple, embeddings[second], labels[second]
+    classes, rows = ordered[place], embeddings.index_select # its way back is faster than that of []
+    return rows(0, order[place]), classes, indices_tuple, rows(0, order[place + 1]), classes
 
 
 def rank_in_class(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

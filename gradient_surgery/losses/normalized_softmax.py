@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..lists import soft_maximum
 from ..pair_loss import Components, Terms
 from ..proxy_loss import ProxyLoss
 
@@ -20,14 +19,15 @@ def cross_entropy(
     own: Int[Tensor, "a 1"], # the column of each row's class
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "a k"]]: # its value, and its derivative by the logits
     "Cross-entropy of each row."
-    value, share = soft_maximum(logits)
-    mine = logits.gather(1, own)
-    return value - mine[:, 0], share.scatter_add_(1, own, torch.full_like(mine, -1))
+    logarithm = logits.log_softmax(1)
+    value = -logarithm.gather(1, own)
+    return value[:, 0], logarithm.exp_().scatter_(1, own, torch.expm1(-value))
 
 # %% ../../nbs/losses/normalized_softmax.ipynb #93d8d6ad
 class SoftmaxOverProxies(ProxyLoss):
     """Cross-entropy over one proxy for each class, averaged over embeddings.
     A subclass defines `target`, and has a `scale`."""
+    asks = "labels" # the column of the own proxy is the label
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,12 +39,12 @@ class SoftmaxOverProxies(ProxyLoss):
 
     def target(
         self, s: Float[Tensor, "a 1"] # similarities to the own proxies
-    ) -> tuple[Float[Tensor, "a 1"], Float[Tensor, "a 1"]]:
+    ) -> tuple[Float[Tensor, "a 1"], Float[Tensor, "a 1"] | float]:
         "What stands for them in the logits, and its derivative."
-        return s, torch.ones_like(s)
+        return s, 1.0
 
     def rows(self, similarity, positives, negatives, batch):
-        own, _ = batch.positives # one, as there is one proxy for each class
+        own = batch.labels[:, None].long()
         s, slope = self.target(similarity.gather(1, own))
         value, c = cross_entropy(similarity.scatter(1, own, s).mul_(self.scale), own)
         c *= self.scale

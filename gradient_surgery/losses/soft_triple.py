@@ -16,13 +16,13 @@ from ..proxy_loss import ProxyLoss
 
 # %% ../../nbs/losses/soft_triple.ipynb #4b56931a
 def soft_nearest(
-    s: Float[Tensor, "a c k"], # similarities to the centres of each class
+    s: Float[Tensor, "a k c"], # similarities to the centres of each class
     gamma: float, # γ: the lower, the more the nearest centre alone counts
-) -> tuple[Float[Tensor, "a c"], Float[Tensor, "a c k"]]: # S, and its derivative by each s
+) -> tuple[Float[Tensor, "a c"], Float[Tensor, "a k c"]]: # S, and its derivative by each s
     "The mean similarity to each class's centres, weighted by their softmax."
-    q = (s / gamma).softmax(2)
-    S = (q * s).sum(2)
-    return S, q * (1 + (s - S[:, :, None]) / gamma)
+    q = (s / gamma).softmax(1)
+    S = (q * s).sum(1)
+    return S, torch.addcmul(q, q, s - S[:, None], value=1 / gamma)
 
 # %% ../../nbs/losses/soft_triple.ipynb #d0fdd7d7
 class SoftTripleLoss(ProxyLoss):
@@ -31,6 +31,7 @@ class SoftTripleLoss(ProxyLoss):
     components = Components(
         "cosine", "share of the class's centres", "softmax over the classes, with a margin",
         "all proxies")
+    asks = "members"
     centers_per_class: int = 10
     la: float = 20.0 # λ: the higher, the more the nearest classes alone count
     gamma: float = 0.1 # γ: the lower, the more the nearest centre of a class alone counts
@@ -48,8 +49,9 @@ class SoftTripleLoss(ProxyLoss):
 
     def rows(self, similarity, positives, negatives, batch):
         size = batch.members.most # of each class, as their proxies come class by class
-        S, share = soft_nearest(similarity.unflatten(1, (-1, size)), self.gamma)
+        by_class = similarity.unflatten(1, (-1, size))
+        S, share = soft_nearest(by_class.mT.contiguous(), self.gamma)
         own = batch.members.start[:, None] // size
         S.scatter_add_(1, own, torch.full_like(S[:, :1], -self.margin))
         value, by_logits = cross_entropy(self.la * S, own)
-        return Terms(value, self.la * (by_logits[:, :, None] * share).flatten(1))
+        return Terms(value, (share * (self.la * by_logits)[:, None]).mT.flatten(1))
