@@ -26,7 +26,8 @@ class Config:
     root: str | None = None # the folder that holds cub, cars, sop or in_shop
     complete: bool = True # refuse a benchmark that has not its official counts
     cache: str | None = None # a folder for decoded images, so that each is decoded once
-    validation: float = 0.1 # share of the official training classes; 0: the last epoch is measured
+    validation: float = 0.1 # share of a benchmark's training classes, or of all classes of a folder
+    # that brings no split, to choose the epoch by; 0: the last epoch is measured
     image_size: int = 64 # side in pixels that the network sees; the emoji are 64
     crop: str = "none" # in training, of whole images: "random" or "resized"; "none": the middle
     crop_options: dict = field(default_factory=dict) # arguments of the crop

@@ -67,7 +67,10 @@ def load_datasets(
     if config.dataset == "emoji":
         return Splits(Emoji("train"), Emoji("validation"), Emoji("test"))
     if config.dataset not in BENCHMARKS:
-        splits = Splits(*folder_splits(config.dataset, size=config.image_size))
+        trained = 0.5 - config.validation # of the classes; the other half is the test
+        splits = Splits(*folder_splits(
+            config.dataset, size=config.image_size,
+            fractions=(trained, config.validation, 0.5)))
     elif config.root is None:
         raise ValueError(
             f"root is None; expected the folder that holds {config.dataset} "

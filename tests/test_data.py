@@ -326,6 +326,13 @@ def test_bad_fractions(fractions: tuple) -> None:
         split_by_class(Classes(30), fractions)
 
 
+def test_a_split_without_validation() -> None:
+    train, validation, test = split_by_class(Classes(9), (0.5, 0.0, 0.5))
+    assert validation is None and len(train.class_names) + len(test.class_names) == 9
+    with pytest.raises(ValueError, match="each needs two"):
+        split_by_class(Classes(3), (0.5, 0.0, 0.5))
+
+
 @pytest.mark.parametrize("n", [2, 5, 10])
 def test_too_few_classes_to_split(n: int) -> None:
     with pytest.raises(ValueError, match=f"of {n} classes give .* each needs two"):

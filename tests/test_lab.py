@@ -54,7 +54,7 @@ def turn(control, values):
         pictures.append(drawn[before:])
     return pictures
 
-turned = {}
+box, turned = Out[max(Out)], {}
 for menu in controls(box, "options"):
     start = menu.value
     for option in [*[option for option in menu.options if option != start], start]:
@@ -85,7 +85,7 @@ def test_controls_redraw(name: str, root: Path, kernels: None, tmp_path: Path) -
     notebook = nbformat.read(root / "nbs" / f"{name}.ipynb", 4)
     (cell,) = waiting(notebook)
     last = notebook.cells.index(cell) + 1
-    notebook.cells = notebook.cells[:last] + [nbformat.v4.new_code_cell(source) for source in ("box = _", TURN)]
+    notebook.cells = notebook.cells[:last] + [nbformat.v4.new_code_cell(TURN)]
     NotebookClient(
         notebook, timeout=LONG, skip_cells_with_tag="none",
         resources={"metadata": {"path": str(tmp_path)}}).execute()

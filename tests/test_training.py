@@ -86,6 +86,14 @@ def test_a_folder_in_use_is_left_alone(photos, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_a_folder_without_validation(photos, tmp_path):
+    config = config_for(photos, epochs=2, validation=0)
+    metrics = train(config, tmp_path / "run", quiet=True)
+    data, usual = (training.load_datasets(each) for each in (config, config_for(photos)))
+    assert data.validation is None and usual.validation and metrics["epoch"] == metrics["epochs"] - 1
+    assert len(data.train.class_names) == len(usual.train.class_names) + len(usual.validation.class_names)
+
+
 def test_stops_early(photos, tmp_path):
     config = config_for(photos, epochs=50, patience=2, learning_rate=1e-12)
     metrics = train(config, tmp_path / "run", quiet=True)

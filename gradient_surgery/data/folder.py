@@ -194,24 +194,26 @@ def split_by_class(
     dataset: LabelledImages,
     fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # training, validation and test classes
     seed: int = 0, # of the shuffle that says which class goes where
-) -> tuple[SomeClasses, SomeClasses, SomeClasses]:
-    """Training, validation and test data without a common class.
-    Raises `ValueError` if one would get fewer than two."""
-    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+) -> tuple[SomeClasses, SomeClasses | None, SomeClasses]:
+    """Training, validation and test data without a common class; no validation data if their
+    fraction is 0. Raises `ValueError` if one would get fewer than two classes."""
+    wrong = len(fractions) != 3 or min(fractions) < 0 or min(fractions[::2]) == 0
+    if wrong or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
-            f"fractions are {fractions}; expected three positive numbers that sum to 1")
+            f"fractions are {fractions}; expected three positive numbers that sum to 1, "
+            "or 0 for the second of them")
     classes = list(range(len(dataset.class_names)))
     random.Random(seed).shuffle(classes)
     first, second = (
         round(len(classes) * part) for part in (fractions[0], fractions[0] + fractions[1]))
     parts = [sorted(part) for part in (classes[:first], classes[first:second], classes[second:])]
-    if min(map(len, parts)) < 2:
+    if min(len(part) for part, share in zip(parts, fractions) if share) < 2:
         raise ValueError(
             f"fractions {fractions} of {len(classes)} classes give training, validation and test "
             f"{', '.join(str(len(part)) for part in parts)} classes; each needs two. "
             "Bring more classes or choose other fractions")
     train, validation, test = (SomeClasses(dataset, part) for part in parts)
-    return train, validation, test
+    return train, validation if fractions[1] else None, test
 
 # %% ../../nbs/data/folder.ipynb #8f03598b
 def folder_splits(
@@ -220,7 +222,7 @@ def folder_splits(
     size: int = 64, # pixels on a side
     fractions: tuple[float, float, float] = (0.4, 0.1, 0.5), # where the folder brings no split
     seed: int = 0, # likewise
-) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+) -> tuple[LabelledImages, LabelledImages | None, LabelledImages]:
     """Training, validation and test data from a folder.
     Raises `ValueError` for half a split or a class in two splits."""
     splits = ("train", "validation", "test")
