@@ -44,6 +44,7 @@ notebooks: $(DEV) ## Execute every notebook in place, then do what "export" does
 
 export: $(DEV) ## Write the package and README.md from the notebooks; strip what must not be committed
 	@$(BIN)/nbdev_export
+	@$(BIN)/python scripts/reference.py
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python scripts/readme.py
 
@@ -65,5 +66,5 @@ $(RUNTIME): settings.ini setup.py | $(BIN)/pip
 
 $(DEV): settings.ini setup.py | $(BIN)/pip
 	@echo 'Installing gradient_surgery with PyTorch and the tools for notebooks, tests and site in .venv: minutes, and about 6 GB on Linux ...'
-	@$(PIP_INSTALL) -e '.[dev,docs,pretrained,data,paper]'
+	@$(PIP_INSTALL) -e '.[dev,docs,pretrained,data,onnx,paper]'
 	@touch $(RUNTIME) $@

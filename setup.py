@@ -13,7 +13,7 @@ package = settings["lib_path"]
 
 extras = {
     name: settings[f"{name}_requirements"].split()
-    for name in ("dev", "docs", "pretrained", "data", "paper")
+    for name in ("dev", "docs", "pretrained", "data", "onnx", "paper")
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 

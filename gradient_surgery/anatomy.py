@@ -12,6 +12,7 @@ import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import torch
@@ -489,7 +490,7 @@ class Dissection(_Composed):
             "positive": self.positives[anchor, reference].cpu(),
             "similarity": S, "coefficient": C})
 
-    def plot(self, path: str | None = None) -> None:
+    def plot(self, path: str | Path | None = None) -> None:
         "Draw the coefficients, and where the loss can be asked, pair weights and triplet weight."
         from gradient_surgery.plots import show_dissection # drawing comes after anatomy
 

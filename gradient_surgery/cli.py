@@ -9,7 +9,7 @@ __all__ = ['app', 'data', 'train', 'evaluate', 'losses', 'dissect', 'embed', 'se
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -237,7 +237,7 @@ def _embedded(run: Path, num_classes: int, per_class: int, seed: int):
 
     model, configuration = load_run(run)
     data = load_datasets(configuration)
-    images = data.validation or data.train
+    images: Any = data.validation or data.train
     sampler = BalancedSampler(
         images.labels, num_classes=num_classes, per_class=per_class, seed=seed)
     batch = next(iter(sampler))
@@ -294,7 +294,8 @@ def search(
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     output: Annotated[Path, typer.Option(
-        help="The file to write: `.pt` for TorchScript, `.pt2` for a program of torch.export.")],
+        help="The file to write: `.pt` for TorchScript, `.pt2` for a program of torch.export, "
+             "`.onnx` for ONNX.")],
 ):
     """Write a network for other programs: bytes of images in, unit embeddings out.
 

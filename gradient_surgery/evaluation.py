@@ -307,9 +307,8 @@ def evaluate(
             f"{missing}: expected together with {given}, got None; give both or neither")
     queries, gallery, leave_one_out = _sets(embeddings, gallery)
     labels = _integers(labels, "labels", len(queries))
-    searched = (
-        labels if leave_one_out
-        else _integers(gallery_labels, "gallery_labels", len(gallery)))
+    searched = labels if gallery_labels is None else (
+        _integers(gallery_labels, "gallery_labels", len(gallery)))
     result = _ranking_scores(queries, labels, gallery, searched, leave_one_out, ks)
     if nmi:
         result["nmi"] = normalised_mutual_information(

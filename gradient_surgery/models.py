@@ -11,6 +11,7 @@ __all__ = ['CLASSIFIERS', 'HalfInstanceNorm', 'GeneralisedMean', 'Pooling', 'con
 # %% ../nbs/models.ipynb #7752febc
 import difflib
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -97,24 +98,27 @@ def small_backbone(
     *, pooling: str = "generalised",
 ) -> nn.Sequential:
     "A residual network for images of about 64 × 64 pixels."
-    layers = [convolution(3, widths[0], stride=2, norm=HalfInstanceNorm)]
+    layers: list[nn.Module] = [convolution(3, widths[0], stride=2, norm=HalfInstanceNorm)]
     for stage, (before, after) in enumerate(zip(widths, widths[1:])):
         norm = HalfInstanceNorm if stage < 2 else nn.BatchNorm2d
         layers += [convolution(before, after, stride=2, norm=norm), Residual(after)]
-    backbone = nn.Sequential(*layers, Pooling(pooling))
+    backbone: Any = nn.Sequential(*layers, Pooling(pooling))
     backbone.num_features = widths[-1]
     return backbone.to(memory_format=torch.channels_last) # faster on processors
 
 # %% ../nbs/models.ipynb #b0b724cb
 class Restandardise(nn.Module):
     "From the mean and standard deviation of `normalise` to another."
+    scale: Float[Tensor, "3 1 1"]
+    shift: Float[Tensor, "3 1 1"]
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        old_mean, old_std, mean, std = (
+        old_mean, old_std, new_mean, new_std = (
             torch.tensor(values).view(3, 1, 1)
             for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
-        self.register_buffer("scale", old_std / std, persistent=False)
-        self.register_buffer("shift", (old_mean - mean) / std, persistent=False)
+        self.register_buffer("scale", old_std / new_std, persistent=False)
+        self.register_buffer("shift", (old_mean - new_mean) / new_std, persistent=False)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         return images * self.scale + self.shift
@@ -153,7 +157,7 @@ def timm_backbone(
             f"name is {name!r}; expected 'small' or a timm backbone. Near it: {', '.join(near)}")
     packaged = pretrained and name == "tf_efficientnet_lite0"
     try:
-        network = timm.create_model(name, pretrained=pretrained and not packaged, **options)
+        network: Any = timm.create_model(name, pretrained=pretrained and not packaged, **options)
     except Exception as error:
         if pretrained:
             error.add_note(
@@ -165,7 +169,7 @@ def timm_backbone(
     network.reset_classifier(0, **({"global_pool": ""} if pooling else {}))
     data = network.pretrained_cfg
     layers = [Restandardise(data["mean"], data["std"]), network]
-    backbone = nn.Sequential(*layers, *([Pooling(pooling)] if pooling else []))
+    backbone: Any = nn.Sequential(*layers, *([Pooling(pooling)] if pooling else []))
     backbone.num_features = getattr(network, "head_hidden_size", network.num_features)
     return backbone.to(memory_format=torch.channels_last)
 
@@ -194,7 +198,7 @@ def torchvision_backbone(
         if not hasattr(network, "avgpool"):
             raise ValueError(f"pooling is {pooling!r}, but torchvision/{name} has no pooling layer")
         network.avgpool = Pooling(pooling)
-    backbone = nn.Sequential(network)
+    backbone: Any = nn.Sequential(network)
     backbone.num_features = last.in_features
     return backbone.to(memory_format=torch.channels_last)
 
@@ -261,7 +265,8 @@ class EmbeddingModel(nn.Module):
         super().__init__()
         self.config = {"name": name, "embedding_size": embedding_size}
         self.freeze_batch_norm = freeze_batch_norm
-        self.backbone, self.head = backbone, nn.Linear(backbone.num_features, embedding_size)
+        width: Any = backbone.num_features
+        self.backbone, self.head = backbone, nn.Linear(width, embedding_size)
         self.train()
 
     def forward(

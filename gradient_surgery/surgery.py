@@ -162,7 +162,7 @@ class GradientSurgery(PairLoss):
             f"{component}={name!r}" for component, name in self.components._asdict().items())
 
 # %% ../nbs/surgery.ipynb #9e1a9cf2
-COMPONENTS = { # what each argument of `GradientSurgery` may be called
+COMPONENTS: dict[str, dict] = { # what each argument of `GradientSurgery` may be called
     "direction": DIRECTIONS, "pair_weight": PAIR_WEIGHTS,
     "triplet_weight": TRIPLET_WEIGHTS, "mining": MINING,
 }
@@ -185,7 +185,8 @@ def component_controls(
     widgets = _ipywidgets()
     if unknown := [name for name in components if name not in COMPONENTS]:
         raise ValueError(
-            f"components has {', '.join(map(repr, unknown))}; expected some of {', '.join(COMPONENTS)}")
+            f"components has {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(COMPONENTS)}")
     menus = {
         name: widgets.Dropdown(
             options=list(COMPONENTS[name]), value=START[name], description=name.replace("_", " "),

@@ -120,3 +120,9 @@ document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("m
   makeSortable(table);
   if (table.tBodies[0].rows.length >= LONG) makeSearchable(table);
 }));
+
+// What the hidden answer to an exercise prints and draws is hidden with it.
+window.addEventListener("load", () => document.querySelectorAll("details.code-fold").forEach((fold) => {
+  if (!/^\s*Answers?\s*$/.test(fold.querySelector("summary")?.textContent ?? "")) return;
+  while (fold.nextElementSibling?.matches(".cell-output, .cell-output-display")) fold.append(fold.nextElementSibling);
+}));
