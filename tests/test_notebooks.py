@@ -10,7 +10,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
 NAMES = sorted(
     path.relative_to(NOTEBOOKS).as_posix() for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
-SECONDS_PER_CELL = 60  # only there to end a cell that hangs
+SECONDS_PER_CELL = 300  # only there to end a cell that hangs
 
 
 def needs_features(name: str) -> bool:
