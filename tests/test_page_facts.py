@@ -110,5 +110,6 @@ def test_a_teaching_page_ends_with_exercises(name):
     for question, answer in zip(questions, answers):
         assert question["cell_type"] == "markdown" and answer["cell_type"] == "code"
         assert source(answer).split("\n")[:2] == FOLD, "the answer is folded"
+        assert answer["metadata"]["jupyter"]["source_hidden"], "and collapsed in JupyterLab"
         assert "assert " in source(answer), "the answer is a check that can fail"
         assert answer["outputs"] == [], "an output would stand below the fold and tell the answer"
