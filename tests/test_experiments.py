@@ -291,6 +291,8 @@ def test_commands(mock, tmp_path, monkeypatch):
     code, told = run("table", "mock", "--format", "csv")
     assert code == 0 and told == Path("runs/mock/table.csv").read_text() and "2,0.0,null,2.125,0.125,3" in told
     assert run("table", "mock", "--format", "tex", "--output", "elsewhere")[1] == Path("elsewhere/table.tex").read_text() == Path("runs/mock/table.tex").read_text()
+    code, told = run("experiment", "end_to_end", "--dataset", "cub", "--root", "DIR", "--cache", "DIR", "--recipe", "cub.yaml", "--dry-run")
+    assert code == 0 and "epochs: None" in told and "cache: DIR" in told and "for an unknown time" in told  # the recipe's epochs
     for words, said in (
         (["experiment", "mock", "--dataset", "cub", "--root", "images"], "no parameter dataset, root"),
         (["experiment", "mocking"], "expected all, or some of impact"), (["table", "nothing"], "no records of nothing"),
