@@ -194,8 +194,20 @@ def clear_outputs(path: Path) -> int:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         cell.outputs = []
+        cell.metadata.pop("jupyter", None)  # a collapsed answer shows no number
     nbformat.write(notebook, path)
     return len(code)
+
+
+def wait_for_kernel(page: "playwright.Page", address: str) -> None:
+    "The page calls a kernel idle that is still being connected, and what it is asked then is forgotten."
+    kernels, end = address.replace("/lab/tree/surgery.ipynb", "/api/kernels"), time.monotonic() + LONG
+    while time.monotonic() < end:
+        if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in page.request.get(kernels).json()):
+            page.wait_for_timeout(2000)  # the page learns of it from the same server
+            return
+        page.wait_for_timeout(200)
+    pytest.fail("JupyterLab connects no kernel", pytrace=False)
 
 
 def run_in_lab(page: "playwright.Page", address: str, code: int, expect: Callable) -> None:
@@ -205,9 +217,11 @@ def run_in_lab(page: "playwright.Page", address: str, code: int, expect: Callabl
     expect(idle).to_be_visible()
     expect(page.locator(".jp-OutputArea-output")).to_have_count(0)
 
+    wait_for_kernel(page, address)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    expect(page.locator(".jp-CodeCell .jp-InputPrompt")).to_have_text([re.compile(r"^\[\d+\]:$")] * code)
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    expect(prompts).to_have_text([re.compile(r"^\[\d+\]:$")] * code)
     expect(idle).to_be_visible()
     assert errors.all_inner_texts() == []
     expect(page.get_by_text(re.compile(r"^180 compositions, largest relative error \d\.\de-1\d"))).to_be_visible()

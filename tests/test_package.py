@@ -85,4 +85,4 @@ def test_requirements_hold_no_tools(wheel: zipfile.ZipFile) -> None:
     assert any(line.startswith("torch>") for line in required)
     tools = ("nbdev", "papermill", "jupyter", "ipykernel", "pytest", "smalldocs", "sympy", "hypothesis", "pytorch-metric")
     assert [line for line in required if line.startswith(tools)] == []
-    assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "pretrained", "data", "paper", "all"}
+    assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "pretrained", "data", "onnx", "paper", "all"}
