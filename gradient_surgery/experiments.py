@@ -160,10 +160,10 @@ def make_run(
 
 def _traceback(error: Exception) -> str:
     "From the run's own code on."
-    where = error.__traceback__ and error.__traceback__.tb_next or error.__traceback__
+    where = getattr(error.__traceback__, "tb_next", None) or error.__traceback__
     return "".join(traceback.format_exception(error.with_traceback(where)))
 
-
+# %% ../nbs/experiments.ipynb #cda250ed
 def _run_in_folder(experiment: Experiment, parameters: dict, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     executed = run_notebook(

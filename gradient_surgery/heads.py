@@ -170,7 +170,7 @@ def train_head(
         schedule.step()
     return weights.detach()
 
-
+# %% ../nbs/heads.ipynb #e193fb18
 def batches(
     labels, # of all images
     steps: int, # how many batches
@@ -226,7 +226,7 @@ def prefixed(name: str, scores: dict[str, float]) -> dict[str, float]:
     "The same scores, with a word before the name of each."
     return {f"{name} {metric}": value for metric, value in scores.items()}
 
-
+# %% ../nbs/heads.ipynb #88a8183b
 def tune_head(
     make_loss, # () -> the loss; called for each training
     *,

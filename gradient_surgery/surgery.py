@@ -217,7 +217,7 @@ def component_controls(
     redraw()
     return widgets.VBox([controls, picture])
 
-
+# %% ../nbs/surgery.ipynb #f7bebccf
 def _ipywidgets():
     try:
         import ipywidgets

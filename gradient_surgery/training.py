@@ -586,7 +586,7 @@ def report(
     metrics = [state.accelerator.is_main_process and written(state, data, before, after, folder)]
     return broadcast_object_list(metrics)[0]
 
-
+# %% ../nbs/training.ipynb #039532c4
 def written(
     state: State,
     data: Splits,

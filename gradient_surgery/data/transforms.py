@@ -41,7 +41,7 @@ def check_squares(
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"images are {tuple(images.shape[2:])} high and wide; expected squares")
 
-
+# %% ../../nbs/data/transforms.ipynb #03033f20
 def standardise(
     images, # Float[Tensor, "n 3 h w"]
 ):
@@ -421,7 +421,7 @@ def resize_weights(
     weights = weights * inside
     return weights / weights.sum(dim=2, keepdim=True)
 
-
+# %% ../../nbs/data/transforms.ipynb #c3220636
 def crop_by_products(
     images: UInt8[Tensor, "n 3 h w"],
     pixels: Int[Tensor, "n 4"], # left, top, right, bottom of each part
@@ -436,7 +436,7 @@ def crop_by_products(
     scaled = rows[:, None] @ (images.float() @ columns[:, None].mT)
     return scaled.round().clamp(0, 255).to(torch.uint8)
 
-
+# %% ../../nbs/data/transforms.ipynb #e49483dc
 def crop_one_by_one(
     images: UInt8[Tensor, "n 3 h w"],
     pixels: Int[Tensor, "n 4"], # left, top, right, bottom of each part
