@@ -171,21 +171,18 @@ def train_head(
     return weights.detach()
 
 # %% ../nbs/heads.ipynb #e193fb18
+@lru_cache(maxsize=1) # the heads of one seed are trained on the same batches
 def batches(
     labels, # of all images
     steps: int, # how many batches
     **options, # of `BalancedSampler`
-):
+) -> list[list[int]]:
     "The rows of a number of batches, epoch after epoch."
-    sampler, epoch = BalancedSampler(labels, **options), 0
-    while True:
-        sampler.set_epoch(epoch)
-        for rows in sampler:
-            if not steps:
-                return
-            yield rows
-            steps -= 1
-        epoch += 1
+    sampler, found = BalancedSampler(labels, **options), []
+    while len(found) < steps:
+        sampler.set_epoch(len(found) // len(sampler))
+        found += sampler
+    return found[:steps]
 
 # %% ../nbs/heads.ipynb #594b8061
 def standardise(features: Features, like: Features) -> Features:

@@ -40,7 +40,8 @@ def commit() -> str | None: # with "+" if files were changed since; None for an 
         return None
     if not tracked:
         return None
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout
+    changed = git("status", "--porcelain", "--untracked-files=no",
+                  "--", ":(top)", ":(top,exclude)records").stdout # results are not code
     return git("rev-parse", "--short", "HEAD").stdout.strip() + ("+" if changed else "")
 
 # %% ../nbs/records.ipynb #4308c3fe
