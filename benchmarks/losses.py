@@ -1,8 +1,10 @@
 """Forward and backward of every loss: ours, the same loss of pytorch-metric-learning, and the floor of two products.
 
 The floor is what no implementation of this kind can do without: the similarities S = F F' and the step C F; with
-proxies the similarities S = F R' and the steps C R and C'F, since both sides move. The three run in turn in one process; the peak of memory is measured for ours and theirs in a process of its own each. A size at
-which theirs must be expected to run out of patience or memory is left out, and the row says so.
+proxies the similarities S = F R' and the steps C R and C'F, since both sides move. The three run in turn in one
+process; the peak of memory is measured for ours and theirs in a process of its own each, and on a GPU in the same
+process, where PyTorch counts it. A size at which theirs must be expected to run out of patience or memory is left out,
+and the row says so.
 
     python benchmarks/losses.py --losses NTXentLoss CircleLoss --n 256 1024 --d 128 --per-class 4 --output new.json
 """
@@ -13,7 +15,7 @@ import math
 import warnings
 
 from measuring import (
-    Exceeded, facts, in_own_process, in_turn, out_of_memory, peak_rss, settle_allocator, use, write)
+    Exceeded, facts, in_own_process, in_this_process, in_turn, out_of_memory, peak_rss, settle_allocator, use, write)
 
 LARGE = ["TripletMarginLoss:8192", "NTXentLoss:32768", "LiftedStructureLoss:32768", "SupConLoss:32768", "MultiSimilarityLoss:32768"]
 
@@ -101,6 +103,8 @@ def timing(case: dict, with_rival: bool) -> dict:
         calls["fused"]() # compiles
     if with_rival and (rival := build(case, "rival")) is not None:
         calls["rival"] = step(rival, x, labels)
+    if case["device"] == "cuda":
+        in_turn(calls, seconds=0, synchronise=synchronise) # loads the kernels
     milliseconds, repeats, failed = in_turn(calls, seconds=case["seconds"], synchronise=synchronise)
     for needed in calls.keys() - {"rival"}:
         if needed in failed:
@@ -131,6 +135,8 @@ def memory(case: dict, whose: str) -> tuple[float, float]: # before, and the mos
     step(build(small, whose), *batch(small))()
     synchronise()
     on_gpu = case["device"] == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / 2**20 if on_gpu else peak_rss()
     step(build(case, whose), *batch(case))()
     synchronise()
@@ -175,26 +181,32 @@ class Patience:
         return seconds * (n / last) ** power
 
 
+def process_for(device: str):
+    return in_this_process if device == "cuda" else in_own_process
+
+
 def measure(case: dict, patience: Patience, gigabytes: float, memory_from: int) -> dict:
     "One row."
+    in_process = process_for(case["device"])
     note = patience.reason_against(case)
     result = None
     if note is None:
         allowed = 60 + 12 * case["seconds"] + 4 * patience.seconds
         try:
-            result = in_own_process(timing, case, True, seconds=allowed, gigabytes=gigabytes)
+            result = in_process(timing, case, True, seconds=allowed, gigabytes=gigabytes)
             if result["rival_note"] == "memory":
-                result["rival_note"] = f"not measured: more than {gigabytes:g} GB"
+                result["rival_note"] = ("not measured: more than the GPU's memory" if case["device"] == "cuda"
+                                        else f"not measured: more than {gigabytes:g} GB")
         except Exceeded as error:
             note = f"not measured: {error}"
     if result is None:
-        result = in_own_process(timing, case, False) | {"rival_note": note}
+        result = in_process(timing, case, False) | {"rival_note": note}
     patience.remember(case, result["rival_ms"] and result["rival_ms"] / 1000, result["rival_note"])
     row = {name: case[name] for name in ("loss", "n", "d", "per_class", "device", "dtype")} | result
     for whose in ("ours", "rival"):
         wanted = case["n"] >= memory_from and row[f"{whose}_ms"] is not None
         try:
-            before, peak = in_own_process(memory, case, whose, gigabytes=gigabytes) if wanted else (None, None)
+            before, peak = in_process(memory, case, whose, gigabytes=gigabytes) if wanted else (None, None)
         except Exceeded:
             before = peak = None
         row |= {f"{whose}_before_mb": before, f"{whose}_peak_mb": peak and peak - before}
@@ -203,7 +215,7 @@ def measure(case: dict, patience: Patience, gigabytes: float, memory_from: int) 
 
 def large(case: dict) -> dict:
     "One row of the batches that are too large for a matrix of all triplets, or even of all pairs."
-    before, peak = in_own_process(memory, case, "ours")
+    before, peak = process_for(case["device"])(memory, case, "ours")
     return {name: case[name] for name in ("loss", "n", "d", "per_class", "device", "dtype")} | {
         "before_mb": before, "peak_mb": peak - before}
 

@@ -83,7 +83,7 @@ def _read_ours(loss: PairLoss, x: Float[Tensor, "n d"], labels: Int[Tensor, "n"]
         S = engine.geometry.anchor(anchors)[0] @ engine.geometry.reference(columns)[0].T
     value, C = engine.coefficients(S.detach(), y, reference_labels, own)
     (rebuilt,) = torch.autograd.grad((C * S).sum(), x)
-    here = torch.arange(len(y)) if references is None else own
+    here = torch.arange(len(y), device=y.device) if references is None else own
     masks = pair_masks(y, y if references is None else reference_labels, here)
     parts = [C[: len(y)], S.detach()[: len(y)], *masks]
     if references is x: # the embeddings are the columns, as in proxy-anchor
@@ -178,7 +178,7 @@ def _read_similarity(
     value = loss(leaf, labels)
     (C,) = torch.autograd.grad(value, leaf)
     (rebuilt,) = torch.autograd.grad((C * S).sum(), x)
-    masks = pair_masks(labels, labels, torch.arange(len(labels)))
+    masks = pair_masks(labels, labels, torch.arange(len(labels), device=labels.device))
     return Reading(value.detach(), C, S.detach(), *masks, rebuilt, mutual=True)
 
 
@@ -194,7 +194,7 @@ def _read_embeddings(
     (gradient,) = torch.autograd.grad(value, x)
     f, length = (part.detach() for part in to_sphere(x))
     C = _pulls(gradient * length, f) / 2
-    masks = pair_masks(labels, labels, torch.arange(len(labels)))
+    masks = pair_masks(labels, labels, torch.arange(len(labels), device=labels.device))
     rebuilt = to_tangent(2 * C @ f, f) / length
     return Reading(value.detach(), C, f @ f.T, *masks, rebuilt, mutual=True)
 
@@ -527,9 +527,9 @@ def dissect(
         raise TypeError(f"loss is a {type(loss).__name__}; expected a loss or a function")
     if not getattr(loss, "num_classes", None): # a class of one is enough where there are proxies
         check_batch(embeddings, labels)
-    read, asked = _reader(loss, sees), loss
+    read, asked, labels = _reader(loss, sees), loss, labels.to(embeddings.device)
     if isinstance(loss, nn.Module): # one that remembers batches stays as it is
-        asked, loss = copy.deepcopy(loss), copy.deepcopy(loss)
+        asked, loss = copy.deepcopy(loss).cpu(), copy.deepcopy(loss) # asked on the CPU
     twin = copy.deepcopy(loss) if read is _read_rival else loss
     x = embeddings.detach().requires_grad_()
     with torch.enable_grad():

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATES', 'Features', 'look', 'cache_folder', 'frozen_features', 'development_features', 'hold_out', 'build_step',
-           'set_gradient', 'train_head', 'batches', 'standardise', 'score_head', 'Folded', 'folded_features',
-           'prefixed', 'tune_head']
+           'find_gradients', 'train_heads', 'train_head', 'batches', 'standardise', 'score_head', 'Folded',
+           'folded_features', 'prefixed', 'tune_head']
 
 # %% ../nbs/heads.ipynb #fb94404f
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,69 +107,93 @@ def hold_out(
 # %% ../nbs/heads.ipynb #06595090
 def build_step(
     step: str, # "adam" or "equal"
-    weights: Float[Tensor, "e d"],
-    loss: nn.Module,
-    learning_rate: float,
-    own_rate: float, # of the loss's own parameters, relative to the head's
+    heads: Sequence[Float[Tensor, "e d"]],
+    losses: Sequence[nn.Module],
+    learning_rates: Sequence[float],
+    own_rate: float, # of a loss's own parameters, relative to its head's
 ) -> torch.optim.Optimizer:
-    "The optimiser of a head and of what the loss learns. Raises `ValueError` for an unknown step."
-    groups = [
-        {"params": [weights], "lr": learning_rate},
-        {"params": list(loss.parameters()), "lr": learning_rate * own_rate}]
+    """The optimiser of heads and of what their losses learn.
+    Raises `ValueError` for an unknown step."""
+    groups = []
+    for head, loss, rate in zip(heads, losses, learning_rates, strict=True):
+        groups.append({"params": [head], "lr": rate})
+        groups.append({"params": list(loss.parameters()), "lr": rate * own_rate})
     if step == "adam":
-        return torch.optim.AdamW(groups, weight_decay=0)
+        return torch.optim.AdamW(groups, weight_decay=0, fused=True)
     if step == "equal":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=True)
     raise ValueError(f"step is {step!r}; expected 'adam' or 'equal'")
 
 
-def set_gradient(
-    weights, # of the head
-    loss, # called with embeddings and labels
-    batch, # features
-    labels, # of the batch
+def find_gradients(
+    weights: Float[Tensor, "r e d"], # of all heads
+    losses: Sequence[nn.Module], # one for each head
+    batch: Float[Tensor, "b d"], # features
+    labels: Int[Tensor, "b"],
     *,
-    equal: bool, # whether the gradient at the embeddings is scaled to length one
-) -> None:
-    "The gradient of a head, by the chain rule from the one at the embeddings."
-    embeddings = (batch @ weights.detach().T).requires_grad_()
-    loss.zero_grad()
-    loss(embeddings, labels).backward()
-    length = embeddings.grad.norm()
-    if not length.isfinite():
+    equal: bool, # whether each gradient at the embeddings is scaled to length one
+) -> Float[Tensor, "r e d"]: # what the losses learn has its gradient set, as by `backward`
+    """The gradient of each head, by the chain rule from the one at its embeddings.
+    Raises `FloatingPointError` where one is not finite."""
+    embeddings = (batch @ weights.flatten(0, 1).T).unflatten(1, weights.shape[:2])
+    embeddings.requires_grad_() # b r e
+    for loss in losses:
+        loss.zero_grad()
+    sum(loss(x, labels) for loss, x in zip(losses, embeddings.unbind(1))).backward()
+    length = torch.linalg.vector_norm(embeddings.grad, dim=(0, 2))
+    if not length.isfinite().all():
         raise FloatingPointError("the gradient at the embeddings is not finite")
-    scale = 1 / length if equal and length > 0 else 1.0
-    weights.grad = scale * embeddings.grad.T @ batch
-    for parameter in loss.parameters():
-        parameter.grad *= scale
+    scale = 1 / length.where(length > 0, 1) if equal else torch.ones_like(length)
+    for loss, factor in zip(losses, scale):
+        for parameter in loss.parameters():
+            parameter.grad *= factor
+    G = (scale[:, None] * embeddings.grad).flatten(1)
+    return (G.T @ batch).view_as(weights)
 
 # %% ../nbs/heads.ipynb #8aac7280
+def train_heads(
+    values: Float[Tensor, "n d"], # standardised features
+    labels: Int[Tensor, "n"],
+    losses: Sequence[nn.Module], # one for each head, called with its embeddings and the labels
+    *,
+    learning_rates: Sequence[float], # of each head's first step; they fall to zero in a line
+    step: str = "adam", # or "equal"
+    own_rate: float = 1.0, # for a loss's own parameters: this times the learning rate
+    steps: int = 200,
+    num_classes: int = 32,
+    per_class: int = 4,
+    embedding_size: int = 64,
+    seed: int = 0, # of the first weights and of the batches
+) -> Float[Tensor, "r e d"]: # the weights of each head
+    """Train linear maps from features to embeddings side by side, on the same batches.
+    Raises `FloatingPointError` where a gradient is not finite."""
+    random = torch.Generator().manual_seed(seed)
+    shape = embedding_size, values.shape[1]
+    first = torch.randn(shape, generator=random, dtype=values.dtype) / shape[1] ** 0.5
+    weights = first.repeat(len(losses), 1, 1) # all heads start alike
+    heads = list(weights) # views: a step of the optimiser changes `weights`
+    optimiser = build_step(step, heads, losses, learning_rates, own_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0, total_iters=steps)
+    for rows in batches(labels, steps, num_classes=num_classes, per_class=per_class, seed=seed):
+        gradients = find_gradients(
+            weights, losses, values[rows], labels[rows], equal=step == "equal")
+        for head, gradient in zip(heads, gradients):
+            head.grad = gradient
+        optimiser.step()
+        schedule.step()
+    return weights
+
+
 def train_head(
     values: Float[Tensor, "n d"], # standardised features
     labels: Int[Tensor, "n"],
     loss: nn.Module, # called with embeddings and labels
     *,
     learning_rate: float, # of the first step; it falls to zero in a line
-    step: str = "adam", # or "equal"
-    own_rate: float = 1.0, # for the loss's own parameters: this times the learning rate
-    steps: int = 200,
-    num_classes: int = 32,
-    per_class: int = 4,
-    embedding_size: int = 64,
-    seed: int = 0, # of the first weights and of the batches
+    **options, # of `train_heads`
 ) -> Float[Tensor, "e d"]: # the head's weights
-    """Train a linear map from features to embeddings with a loss's gradient.
-    Raises `FloatingPointError` where the gradient is not finite."""
-    random = torch.Generator().manual_seed(seed)
-    weights = torch.randn(embedding_size, values.shape[1], generator=random)
-    weights = (weights / values.shape[1] ** 0.5).requires_grad_()
-    optimiser = build_step(step, weights, loss, learning_rate, own_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0, total_iters=steps)
-    for rows in batches(labels, steps, num_classes=num_classes, per_class=per_class, seed=seed):
-        set_gradient(weights, loss, values[rows], labels[rows], equal=step == "equal")
-        optimiser.step()
-        schedule.step()
-    return weights.detach()
+    "Train a single head."
+    return train_heads(values, labels, [loss], learning_rates=[learning_rate], **options)[0]
 
 # %% ../nbs/heads.ipynb #e193fb18
 @lru_cache(maxsize=1) # the heads of one seed are trained on the same batches
@@ -178,7 +203,8 @@ def batches(
     **options, # of `BalancedSampler`
 ) -> list[list[int]]:
     "The rows of a number of batches, epoch after epoch."
-    sampler, found = BalancedSampler(labels, **options), []
+    sampler = BalancedSampler(labels, **options)
+    found: list[list[int]] = []
     while len(found) < steps:
         sampler.set_epoch(len(found) // len(sampler))
         found += sampler
@@ -230,15 +256,15 @@ def tune_head(
     seed: int,
     step: str = "adam",
     rates: tuple[float, ...] = RATES,
-    **options, # of `train_head`
+    **options, # of `train_heads`
 ) -> dict[str, float]: # scores of the choice on test and validation classes, and the choice
     "Train a head with each learning rate and score the best of them."
     data = folded_features(seed)
-    tried = []
-    for rate in rates:
-        weights = train_head(
-            data.train.values, data.train.labels, make_loss(),
-            learning_rate=rate, step=step, seed=seed, **options)
-        tried.append((score_head(weights, data.validation), rate, weights))
+    heads = train_heads(
+        data.train.values, data.train.labels, [make_loss() for _ in rates],
+        learning_rates=rates, step=step, seed=seed, **options)
+    tried = [
+        (score_head(weights, data.validation), rate, weights)
+        for rate, weights in zip(rates, heads)]
     scores, rate, weights = max(tried, key=lambda each: each[0]["map@r"])
     return score_head(weights, data.test) | prefixed("validation", scores) | {"learning_rate": rate}

@@ -329,6 +329,7 @@ class PairLoss(nn.Module):
     asks: ClassVar[str] = "pairs"
     entries: ClassVar[int] = 2**18 # how many similarities are worked on at a time
     kept: ClassVar[int] = 2**24 # up to how many are kept from pass to pass, and C in their place
+    on_gpu: ClassVar[int] = 2**24 # as `entries`; few large kernels there, in place of small caches
     processes: ClassVar[Alone] = ALONE # who hold the other parts of the batch
     fused: ClassVar[dict | None] = None # what `compile` was called with
     indices: ClassVar[tuple[int, ...]] = () # which `indices_tuple` it follows: of 3, of 4
@@ -386,7 +387,7 @@ class PairLoss(nn.Module):
             check_indices(self, indices_tuple)
         if processes.size > 1 and references is None: # rows of its own, columns of all
             joined, references = True, processes.gather(embeddings.detach())
-            own = processes.start(len(labels)) + torch.arange(len(labels))
+            own = torch.arange(len(labels), device=embeddings.device) + processes.start(len(labels))
             reference_labels = processes.gather(labels)
         elif processes.size > 1 and any(embeddings is mine for mine in self.parameters()):
             # proxies against the batch: every process does all of it
@@ -423,8 +424,8 @@ class PairLoss(nn.Module):
         batch = Batch(labels, reference_labels, own, members)
         with torch.no_grad():
             for rows, terms in _terms(
-                self, similarity.__getitem__, batch, square, ALONE, self.entries,
-                len(similarity) - len(labels)
+                self, similarity.__getitem__, batch, square, ALONE,
+                self.on_gpu if similarity.is_cuda else self.entries, len(similarity) - len(labels)
             ):
                 total.add(terms)
                 C[rows] = terms.coefficients
@@ -619,7 +620,8 @@ def _coefficient_products(
     similarity = (lambda rows: left[rows] @ r.T) if kept is None else kept.__getitem__
     held, total = kept is not None, _Total()
     G, H = (None, None) if held else (torch.zeros_like(left), torch.zeros_like(r))
-    entries = loss.entries if held else 16 * loss.entries # the products want more than a few rows
+    entries = (loss.on_gpu if left.is_cuda else
+               loss.entries if held else 16 * loss.entries) # products want more than a few rows
     for rows, terms in _terms(
         loss, similarity, batch, anchored, processes, entries, len(left) - len(batch.labels)
     ):

@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: each worker of pytest-xdist is one thread
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # products of a GPU are summed in one order
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -102,12 +103,62 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where losses are computed, such as cuda; evaluation and training take a GPU by themselves")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device is {device}, and PyTorch finds no GPU here")
+    compute_losses_on(device)
+
+
+def compute_losses_on(device: str) -> None:
+    "From now on losses move what they are given to a device, and what comes out back: the tests need not know."
+    import torch
+    from torch.func import functional_call
+
+    from gradient_surgery.pair_loss import PairLoss
+
+    original, there = PairLoss.__call__, False
+
+    def moved(self, embeddings, *others, **named):
+        nonlocal there
+        if there or not isinstance(embeddings, torch.Tensor) or embeddings.device.type != "cpu":
+            return original(self, embeddings, *others, **named)
+        to = lambda value: torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, value)
+        state = {name: x.to(device) for name, x in [*self.named_parameters(), *self.named_buffers()]}
+        there = True
+        try:
+            return functional_call(self, state, to((embeddings, *others)), to(named)).to(embeddings.device)
+        finally:
+            there = False
+
+    PairLoss.__call__ = moved
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needs_gpu:
         return
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        compare_on_a_gpu()
+    else:
         for item in needs_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and there is none"))
+
+
+def compare_on_a_gpu() -> None:
+    "What is compared with the CPU is computed in whole float32, and the same run twice is the same."
+    import torch
+
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry import plain, sphere
 from .normalized_softmax import cross_entropy
-from ..pair_loss import Alone, Batch, Components, PairLoss, Terms
+from ..pair_loss import Alone, Batch, Components, PairLoss, Terms, check_side
 
 # %% ../../nbs/losses/n_pairs.ipynb #f2dcb727
 class NPairsLoss(PairLoss):
@@ -36,7 +36,8 @@ def partners(
     batch: Batch,
 ) -> tuple[Bool[Tensor, "n"], Int[Tensor, "a"], Bool[Tensor, "a"]]:
     "Which columns are partners, which one is that of each anchor, and whether the anchor acts."
-    (order, start, count, *_), rank = batch.members, rank_in_class(batch.reference_labels)
+    (order, start, count, most, _), labels = batch.members, batch.reference_labels
+    rank = rank_in_class(labels) if most > 1 else torch.zeros_like(labels)
     which = 0 if batch.own is None else 1 # of the references of each class the first or second
     partner, acts = order[(start + which).clamp(max=len(order) - 1)], count > which
     return rank == which, partner, acts if which == 0 else acts & (rank[batch.own] == 0)
@@ -49,13 +50,15 @@ def pairs_only(
     "The first of each class against the second of each; what is given where they are no list."
     if references or processes.size > 1: # in other processes a class may have other members
         return embeddings, labels, indices_tuple, *references
-    ordered, order = labels.sort(stable=True)
+    check_side("embeddings", embeddings, "labels", labels)
+    ordered, order = labels.to(embeddings.device).sort(stable=True)
     begins = ordered.diff(prepend=ordered[:1] - 1) != 0
     place = (begins[:-1] & ~begins[1:]).nonzero()[:, 0] # of each class that goes on
     if len(place) < 2:
         return embeddings, labels, indices_tuple
-    classes, rows = ordered[place], embeddings.index_select # its way back is faster than that of []
-    return rows(0, order[place]), classes, indices_tuple, rows(0, order[place + 1]), classes
+    chosen = order[torch.cat([place, place + 1])]
+    pairs, classes = embeddings.index_select(0, chosen), ordered[place] # its way back beats that of []
+    return pairs[: len(place)], classes, indices_tuple, pairs[len(place) :], classes
 
 
 def rank_in_class(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:

@@ -9,15 +9,26 @@ __all__ = ['ProxyNCALoss']
 import torch
 from torch import nn
 
+from ..geometry import Direction
 from .nca import NCALoss
+from .normalized_softmax import cross_entropy
+from ..pair_loss import Terms
 from ..proxy_loss import ProxyLoss
 
 # %% ../../nbs/losses/proxy_nca.ipynb #015c82d9
-class ProxyNCALoss(ProxyLoss, NCALoss):
+class ProxyNCALoss(ProxyLoss):
     """NCA with one proxy for each class, averaged over embeddings.
     Movshovitz-Attias et al. 2017, the own proxy kept in the denominator."""
     components = NCALoss.components._replace(mining="all proxies")
+    asks = "labels" # the column of the own proxy is the label
+    softmax_scale: float = 1.0 # γ: how sharply the nearest are preferred
+    direction: str | Direction = "squared" # the distance in the exponent
 
     def __post_init__(self):
         super().__post_init__()
         self.proxies = nn.Parameter(torch.randn(self.num_classes, self.embedding_size))
+
+    def rows(self, similarity, positives, negatives, batch):
+        z = -self.softmax_scale * self.direction.distance(similarity)
+        value, c = cross_entropy(z, batch.labels[:, None].long())
+        return Terms(value, c.mul_(self.direction.slope(similarity)).mul_(self.softmax_scale))
