@@ -11,7 +11,7 @@ __all__ = ['Indices', 'ALONE', 'Terms', 'Components', 'pair_masks', 'Members', '
 import math
 import warnings
 from dataclasses import dataclass, field, fields
-from functools import cache, lru_cache, reduce
+from functools import cache, reduce
 from operator import itemgetter
 from typing import Callable, ClassVar, Iterator, NamedTuple, dataclass_transform
 
@@ -454,7 +454,6 @@ def _terms(
     height = number if loss.triangles else max(1, entries // width)
     chunks = [slice(start, min(start + height, number)) for start in range(0, number, height)]
 
-    @lru_cache(maxsize=1)
     def pairs(index: int):
         rows = chunks[index]
         known = batch if len(chunks) == 1 else batch.of(itemgetter(rows))
@@ -468,9 +467,9 @@ def _terms(
             known = known.of(lambda y: pad(y, (0, 0) * (y.ndim - 1) + (0, below))).listed()
         return rows, (similarity(rows), *masks), known
 
-    summary = None
+    whole, summary = pairs(0) if len(chunks) == 1 else None, None
     def call(name, index):
-        rows, seen, known = pairs(index)
+        rows, seen, known = whole or pairs(index)
         if summary is not None:
             known = known._replace(summary=summary, columns=summary if anchored else None)
         return rows, _call(loss, name, *seen, known)

@@ -159,6 +159,7 @@ def compare_on_a_gpu() -> None:
     "What is compared with the CPU is computed in whole float32, and the same run twice is the same."
     import torch
 
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
+        kind.fp32_precision = "ieee"
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
