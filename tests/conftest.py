@@ -159,7 +159,6 @@ def compare_on_a_gpu() -> None:
     "What is compared with the CPU is computed in whole float32, and the same run twice is the same."
     import torch
 
-    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul):
-        kind.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = False  # products have none by default
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
