@@ -142,7 +142,11 @@ def compute_losses_on(device: str) -> None:
     PairLoss.__call__ = moved
 
 
+LONG = {"test_paper", "test_lab", "test_tutorials", "test_benchmarks"}  # tests of a minute each
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)  # the last to begin keeps the others waiting
     needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not needs_gpu:
         return
