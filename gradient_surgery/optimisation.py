@@ -7,6 +7,7 @@ __all__ = ['parameter_groups', 'build_optimizer', 'build_schedule', 'can_compile
 
 # %% ../nbs/optimisation.ipynb #30c8d4d7
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ def parameter_groups(
     loss: nn.Module,
 ) -> list[dict]: # as optimisers take them; none of them empty
     "The parameters of backbone, head and loss, each with its learning rate."
-    parts = {
+    parts: dict[str, tuple[Any, float]] = {
         "backbone": (model.backbone, config.backbone_rate),
         "head": (model.head, 1.0), "loss": (loss, config.loss_rate)}
     groups = [
