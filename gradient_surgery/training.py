@@ -17,9 +17,10 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import yaml
@@ -27,16 +28,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import __version__
 from .config import WHERE, Config, read_config
 from .data.benchmarks import BENCHMARKS, Splits, benchmark_splits
-from .data.cache import cached
+from .data.cache import Cached, cached
 from .data.emoji import Emoji
-from .data.folder import folder_splits
-from .data.sampling import BalancedSampler, OnceSampler, PaddedSampler
+from .data.folder import LabelledImages, folder_splits
+from .data.sampling import BalancedSampler, GroupSampler, OnceSampler, PaddedSampler
 from gradient_surgery.data.transforms import (
     Augment, class_symmetries, crop, normalise, random_resized_boxes, random_square_boxes,
     symmetry_maps)
@@ -47,13 +48,14 @@ from .large_batches import InMicroBatches
 from .losses import build_loss
 from .models import EmbeddingModel, build_model, load_weights, save_weights
 from .optimisation import build_optimizer, build_schedule, can_compile
+from .pair_loss import PairLoss
 
 # %% ../nbs/training.ipynb #786c7cba
 def native_precision() -> str: # "bf16" or "no", as accelerate calls them
     "The precision that this machine trains fastest in."
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    able = getattr(torch.cpu, "get_capabilities", dict)() # older PyTorch cannot tell: float32
+    able: dict = getattr(torch.cpu, "get_capabilities", dict)() # older PyTorch cannot tell: float32
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
 
 # %% ../nbs/training.ipynb #f4510a26
@@ -90,32 +92,33 @@ def in_cache(splits: Splits, config: Config, *, quiet: bool = False) -> Splits:
                 f"crop is {config.crop!r}, which needs cache, a folder for decoded images "
                 f"(on the command line --cache DIR)")
         return splits
-    whole = dict(size=config.stored_size or config.image_size, whole=True)
-    middle = dict(size=config.image_size)
-    return Splits(*(
-        part and cached(part, config.cache, quiet=quiet, **(whole if cropped else middle))
-        for part, cropped in zip(splits, (config.crop != "none", False, False, False))))
+    def stored(part: LabelledImages, whole=False) -> Cached:
+        size = config.stored_size if whole and config.stored_size else config.image_size
+        return cached(part, str(config.cache), size=size, whole=whole, quiet=quiet)
+
+    others = [part and stored(part) for part in (splits.validation, splits.gallery)]
+    return Splits(stored(splits.train, config.crop != "none"), others[0], stored(splits.test), others[1])
 
 # %% ../nbs/training.ipynb #8821547a
 @torch.no_grad()
 def embed(
     model: nn.Module,
-    dataset: Dataset, # gives uint8 images
+    dataset: Dataset | LabelledImages, # gives uint8 images
     *, batch_size: int = 256,
     workers: int = 0, # processes that read images
     accelerator: Accelerator | None = None, # whose processes each embed a share; None: this one all
 ) -> Float[Tensor, "n d"]: # raw embeddings, on the CPU
     "The embedding of every image of a set, in its order. All processes of an accelerator call it."
     device, training = next(model.parameters()).device, model.training
-    images, several = range(len(dataset)), accelerator and accelerator.num_processes > 1
-    several = several and len(images) >= accelerator.num_processes # else each embeds all
-    if several:
+    images: Sequence[int] = range(len(cast(LabelledImages, dataset)))
+    several = accelerator and 1 < accelerator.num_processes <= len(images) # else each embeds all
+    if accelerator and several:
         images = share(images, accelerator.process_index, accelerator.num_processes)
         broadcast(model.state_dict()) # in place: batch statistics are each process's own
     model.eval()
-    batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers, sampler=images)
+    batches = DataLoader(cast(Dataset, dataset), batch_size=batch_size, num_workers=workers, sampler=images)
     embeddings = torch.cat(
-        [model(normalise(images.to(device))).float().cpu() for images, _ in batches])
+        [model(normalise(pixels.to(device))).float().cpu() for pixels, _ in batches])
     model.train(training)
     return Group().gather(embeddings.to(device)).cpu() if several else embeddings
 
@@ -125,8 +128,9 @@ def embed_test(
     accelerator: Accelerator | None = None, # as for `embed`
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"] | None]: # of test images and gallery
     "The embeddings that a network is measured by."
-    how = dict(workers=config.workers, accelerator=accelerator)
-    return embed(model, data.test, **how), data.gallery and embed(model, data.gallery, **how)
+    how: dict[str, Any] = dict(workers=config.workers, accelerator=accelerator)
+    queries = embed(model, data.test, **how)
+    return queries, None if data.gallery is None else embed(model, data.gallery, **how)
 
 
 def retrieval(
@@ -139,7 +143,7 @@ def retrieval(
     most = len(queries) - 1 if gallery is None else len(gallery)
     return evaluate(
         queries, data.test.labels, gallery=gallery,
-        gallery_labels=data.gallery and data.gallery.labels,
+        gallery_labels=None if data.gallery is None else data.gallery.labels,
         ks=[k for k in config.ks if k <= most], seed=config.seed)
 
 # %% ../nbs/training.ipynb #655951df
@@ -187,13 +191,15 @@ class State:
         accelerator: Accelerator,
         classes: int, # in the training set
     ):
-        self.config, self.accelerator, self.history = config, accelerator, []
-        self.step, self.values, self.seconds = 0, [], 0.0 # batches, losses, time of this epoch
+        self.config, self.accelerator = config, accelerator
+        self.history: list[dict] = [] # a row for each epoch
+        self.values: list[float] = [] # of the loss in this epoch
+        self.step, self.seconds = 0, 0.0 # batches and time of this epoch
         self.generator, self.saved_random = torch.Generator(), None
         self.loss, self.network = untrained(config, classes)
         self.loss.to(accelerator.device)
         if accelerator.num_processes > 1:
-            joined(self.loss) # of the parts of a batch that all processes hold
+            joined(cast(PairLoss, self.loss)) # of the parts of a batch that all processes hold
         if config.compile and can_compile(accelerator.device):
             self.network.compile()
         batch = config.num_classes * config.per_class
@@ -262,9 +268,9 @@ def check_same(there: dict, config: Config, path: Path) -> None:
             f"Use the same configuration, or give the run another name")
 
 # %% ../nbs/training.ipynb #d880d649
-def build_sampler(config: Config, labels: Int[Tensor, "n"]) -> Sampler[list[int]]:
+def build_sampler(config: Config, labels: Int[Tensor, "n"]) -> BalancedSampler | GroupSampler:
     "The sampler that a configuration asks for."
-    kinds = {"balanced": BalancedSampler, "padded": PaddedSampler, "once": OnceSampler}
+    kinds: dict[str, Any] = {"balanced": BalancedSampler, "padded": PaddedSampler, "once": OnceSampler}
     return kinds[config.sampler](
         labels, num_classes=config.num_classes, per_class=config.per_class, seed=config.seed)
 
@@ -278,17 +284,17 @@ def share(
 
 # %% ../nbs/training.ipynb #4241393e
 def images_of(
-    dataset: Dataset,
-    batches: list[list[int]],
+    dataset: LabelledImages,
+    batches: Sequence[Sequence[int]],
     config: Config,
 ) -> Iterator[tuple[UInt8[Tensor, "n 3 h w"], Int[Tensor, "n"]]]:
     "The images and labels of some batches, read ahead by `workers` processes."
     return iter(DataLoader(
-        dataset, batch_sampler=batches, num_workers=config.workers,
+        cast(Dataset, dataset), batch_sampler=cast(Any, batches), num_workers=config.workers,
         pin_memory=torch.cuda.is_available()))
 
 # %% ../nbs/training.ipynb #0b93eae1
-CROPS = {"random": random_square_boxes, "resized": random_resized_boxes}
+CROPS: dict[str, Callable] = {"random": random_square_boxes, "resized": random_resized_boxes}
 
 
 def cropped(
@@ -361,8 +367,8 @@ def stopped(
 # %% ../nbs/training.ipynb #6c79b9b1
 def train_epoch(
     state: State,
-    dataset: Dataset,
-    batches: list[list[int]], # of the whole epoch
+    dataset: LabelledImages,
+    batches: Sequence[Sequence[int]], # of the whole epoch
     augment: nn.Module,
     progress: tqdm,
     folder: Path | None = None, # of the run, for checkpoints within the epoch
@@ -376,7 +382,7 @@ def train_epoch(
     state.model.train()
     for pixels, labels in images:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
-        shapes = None if config.crop == "none" else dataset.shapes[batches[state.step]]
+        shapes = None if config.crop == "none" else cast(Cached, dataset).shapes[batches[state.step]]
         try:
             value = loss_of(state, pixels, labels, augment, shapes)
             accelerator.backward(value / config.accumulate)
@@ -396,8 +402,8 @@ def train_epoch(
 # %% ../nbs/training.ipynb #74501116
 def begin(
     state: State,
-    dataset: Dataset,
-    batches: list[list[int]], # that are left
+    dataset: LabelledImages,
+    batches: Sequence[Sequence[int]], # that are left
 ) -> Iterator[tuple[UInt8[Tensor, "n 3 h w"], Int[Tensor, "n"]]]:
     "Set all generators, and give the images of the batches."
     seed = epoch_seed(state.config.seed, state.epoch, state.accelerator.process_index)
@@ -485,7 +491,7 @@ def leave_processes() -> None:
 def fit(
     state: State,
     data: Splits,
-    sampler: Sampler[list[int]],
+    sampler: BalancedSampler | GroupSampler,
     folder: Path, # of the run
     *, quiet: bool = False,
 ) -> None:
@@ -637,4 +643,4 @@ def draw(
     show_gallery(images, labels, torch.arange(len(asked)), place, path=folder / "gallery.png")
     clouds = {title: hardest_pairs(embeddings, data.test.labels)
               for title, (embeddings, _) in (("before", before), ("after", after))}
-    show_triplets(state.loss, clouds, path=folder / "triplets.png")
+    show_triplets(cast(PairLoss, state.loss), clouds, path=folder / "triplets.png")
