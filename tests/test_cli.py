@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from gradient_surgery.cli import app
 from gradient_surgery.losses import CATALOGUE
 
 COMMAND = Path(sys.executable).with_name("gradient_surgery")
@@ -15,6 +17,18 @@ SMALL = "--set image_size=32 --set embedding_size=16 --set num_classes=6 --set p
 
 def run(*words: object, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([COMMAND, *map(str, words)], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    "The same in this process, which has loaded everything: a process of its own takes seconds to begin."
+    def call(*words: object, folder: Path):
+        monkeypatch.chdir(folder)
+        result = CliRunner().invoke(app, [*map(str, words)], prog_name="gradient_surgery")
+        result.returncode = result.exit_code
+        return result
+
+    return call
 
 
 def test_train_then_evaluate(photos, tmp_path):
@@ -50,18 +64,18 @@ def test_configuration_file_and_changes(photos, tmp_path):
     assert "margin: 0.3" in written and "seed: 3" in written and "epochs: 2" in written
 
 
-def test_losses_lists_the_catalogue(tmp_path):
-    listed = run("losses", folder=tmp_path).stdout.replace("\n", "")
+def test_losses_lists_the_catalogue(tmp_path, run_here):
+    listed = run_here("losses", folder=tmp_path).stdout.replace("\n", "")
     assert all(name[:8] in listed for name in CATALOGUE) and "mining" in listed
 
 
-def test_dissect_takes_anything(photos, tmp_path):
+def test_dissect_takes_anything(photos, tmp_path, run_here):
     (tmp_path / "mine.py").write_text("def soft(similarity, labels, scale=1.0):\n    return (scale * similarity).exp().mean()\n")
     for words in (
         ["NTXentLoss", "--set", "temperature=0.1"], ["ProxyAnchorLoss"], ["RankedListLoss"],
         ["pytorch_metric_learning.losses.ArcFaceLoss"], ["mine.soft"], ["mine.py:soft", "--set", "scale=2"],
     ):
-        found = run("dissect", *words, "--num-classes", 4, "--output", "pairs.csv", "--plot", "it.png", folder=tmp_path)
+        found = run_here("dissect", *words, "--num-classes", 4, "--output", "pairs.csv", "--plot", "it.png", folder=tmp_path)
         assert found.returncode == 0, found.stderr
         assert "factorisation error" in found.stdout
         error = float(found.stdout.split("reconstruction error")[1].split()[0])
@@ -80,13 +94,13 @@ def test_dissect_takes_anything(photos, tmp_path):
 @pytest.mark.parametrize("words", [
     [], ["train"], ["evaluate"], ["losses"], ["dissect"], ["embed"], ["search"], ["export"],
     ["data", "check"], ["data", "info"], ["data", "extract"]], ids=str)
-def test_help(words, tmp_path):
-    result = run(*words, "--help", folder=tmp_path)
+def test_help(words, tmp_path, run_here):
+    result = run_here(*words, "--help", folder=tmp_path)
     assert result.returncode == 0 and "Usage: gradient_surgery" in result.stdout
     assert not words or words == ["losses"] or "Example" in result.stdout
 
 
 @pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere", "train --dataset cub", "train --recipe nowhere.yaml", "embed nowhere --run nowhere --output it", "search it --run nowhere --index it", "export nowhere --output it.pt", "data check cub --root nowhere", "dissect nothing.Loss", "dissect CircleLoss --run nowhere", "dissect CircleLoss --set radius=1"])
-def test_mistakes_are_sentences(words, tmp_path):
-    result = run(*words.split(), folder=tmp_path)
+def test_mistakes_are_sentences(words, tmp_path, run_here):
+    result = run_here(*words.split(), folder=tmp_path)
     assert result.returncode == 1 and result.stderr.startswith("Error: ") and "Traceback" not in result.stderr
