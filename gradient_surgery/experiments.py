@@ -435,6 +435,7 @@ _EVERY = [
     _study("impact", "gradient_surgery.studies", 3),
     _study("comparison", "gradient_surgery.studies", 14),
     _study("sensitivity", "gradient_surgery.studies", 3),
+    _study("curl", "gradient_surgery.studies", 4),
     _study("collapse", "gradient_surgery.flows", 7, seeds=2),
     Experiment("end_to_end", "nbs/paper/train.ipynb", smoke="gradient_surgery.studies:END_TO_END_SMOKE",
                full="gradient_surgery.studies:END_TO_END", seconds=200, seeds=3),

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['COLLAPSE', 'COLLAPSE_SMOKE', 'triplet_flow', 'particles', 'flow', 'drift', 'collapse', 'loop', 'circulation',
-           'nearest_loss', 'show_flow', 'show_drift']
+           'nearest_loss', 'NearestLoss', 'show_flow', 'show_drift']
 
 # %% ../nbs/flows.ipynb #3035a79c
-from typing import Callable
+import math
+from typing import Callable, cast
 
 import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from .geometry import DIRECTIONS, to_sphere
 from .mining import MINING
-from .pair_loss import PairLoss, pair_masks
+from .pair_loss import PairLoss, Terms, pair_masks
 from .plots import COEFFICIENTS, NEUTRAL, SERIES, TICKS
 from .surgery import GradientSurgery
 from .weights import PAIR_WEIGHTS
@@ -218,6 +220,47 @@ def nearest_loss(
     left = torch.cat([(phi @ difference.T - by_ap).flatten(), (difference @ phi - by_an).flatten()])
     whole = torch.cat([by_ap.flatten(), by_an.flatten()])
     return phi - phi.min(), (left.norm() / whole.norm()).item()
+
+# %% ../nbs/flows.ipynb #28d3b817
+class NearestLoss(GradientSurgery):
+    """The loss that is nearest to a composition, with the composition's mining.
+    Takes the arguments of `GradientSurgery`."""
+    over_all = None # each triplet is looked up
+
+    def __init__(self, *components, size: int = 60, **named): # of the grid
+        super().__init__(*components, **named)
+        phi, _ = nearest_loss(GradientSurgery(*components, **named).pair_coefficients, size)
+        slopes = torch.gradient(phi, spacing=torch.pi / size) # by the angles of an and ap
+        self.register_buffer("table", torch.stack([phi, *slopes]))
+        self.least = math.sin(torch.pi / (2 * size)) ** 2 # of half a node
+
+    def look_up(
+        self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]
+    ) -> Float[Tensor, "3 ..."]: # the loss, and its slopes by the angles of an and ap
+        "What the table says about triplets, interpolated."
+        place = torch.stack([s_ap, s_an], dim=-1).clamp(-1, 1).arccos() * 2 / torch.pi - 1
+        found = grid_sample(
+            cast(Tensor, self.table).to(place)[None], place.view(1, 1, -1, 2),
+            padding_mode="border", align_corners=False)
+        return found.view(3, *s_ap.shape)
+
+    def pair_coefficients(self, s_ap, s_an):
+        "As of `GradientSurgery`: dℓ/ds = -dℓ/dθ / sin θ. Below half a node, as at half a node."
+        s_ap, s_an = torch.broadcast_tensors(s_ap, s_an)
+        _, by_an, by_ap = self.look_up(s_ap, s_an)
+        sine = lambda s: (1 - s.square()).clamp(min=self.least).sqrt()
+        return -by_ap / sine(s_ap), -by_an / sine(s_an)
+
+    def rows(self, similarity, positives, negatives, batch):
+        positive, negative, selected = self._triplets(similarity, positives, negatives, batch.chosen)
+        s_ap = similarity.gather(1, positive)[:, :, None].expand(negative.shape)
+        s_an = similarity[:, None].expand(-1, negative.shape[1], -1).gather(2, negative)
+        acts = selected & (self.triplet_weight.weight(self.gap(s_ap, s_an)) > 0)
+        c_ap, c_an = (c * selected for c in self.pair_coefficients(s_ap, s_an))
+        C = torch.zeros_like(similarity).scatter_add(1, positive, c_ap.sum(2))
+        C.scatter_add_(1, negative.flatten(1), c_an.flatten(1))
+        value = (self.look_up(s_ap, s_an)[0] * selected).sum((1, 2))
+        return Terms(value, C, acts.sum((1, 2)).to(C.dtype))
 
 # %% ../nbs/flows.ipynb #a074557d
 def show_flow(
