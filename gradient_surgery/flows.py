@@ -238,23 +238,23 @@ class NearestLoss(GradientSurgery):
         self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]
     ) -> Float[Tensor, "3 ..."]: # the loss, and its slopes by the angles of an and ap
         "What the table says about triplets, interpolated."
-        place = torch.stack([s_ap, s_an], dim=-1).clamp(-1, 1).arccos() * 2 / torch.pi - 1
+        both = torch.stack(torch.broadcast_tensors(s_ap, s_an), dim=-1)
+        place = both.clamp(-1, 1).arccos() * 2 / torch.pi - 1
         found = grid_sample(
             cast(Tensor, self.table).to(place)[None], place.view(1, 1, -1, 2),
             padding_mode="border", align_corners=False)
-        return found.view(3, *s_ap.shape)
+        return found.view(3, *both.shape[:-1])
 
     def pair_coefficients(self, s_ap, s_an):
         "As of `GradientSurgery`: dℓ/ds = -dℓ/dθ / sin θ. Below half a node, as at half a node."
-        s_ap, s_an = torch.broadcast_tensors(s_ap, s_an)
         _, by_an, by_ap = self.look_up(s_ap, s_an)
         sine = lambda s: (1 - s.square()).clamp(min=self.least).sqrt()
         return -by_ap / sine(s_ap), -by_an / sine(s_an)
 
     def rows(self, similarity, positives, negatives, batch):
-        positive, negative, selected = self._triplets(similarity, positives, negatives, batch.chosen)
-        s_ap = similarity.gather(1, positive)[:, :, None].expand(negative.shape)
-        s_an = similarity[:, None].expand(-1, negative.shape[1], -1).gather(2, negative)
+        triplets = self._triplets(similarity, positives, negatives, batch.chosen)
+        positive, negative, selected = triplets
+        s_ap, s_an = self._similarities(similarity, triplets)
         acts = selected & (self.triplet_weight.weight(self.gap(s_ap, s_an)) > 0)
         c_ap, c_an = (c * selected for c in self.pair_coefficients(s_ap, s_an))
         C = torch.zeros_like(similarity).scatter_add(1, positive, c_ap.sum(2))

@@ -124,7 +124,7 @@ def build_step(
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=True)
     raise ValueError(f"step is {step!r}; expected 'adam' or 'equal'")
 
-
+# %% ../nbs/heads.ipynb #978c9f3f
 def find_gradients(
     weights: Float[Tensor, "r e d"], # of all heads
     losses: Sequence[nn.Module], # one for each head

@@ -96,10 +96,13 @@ class GradientSurgery(PairLoss):
             return self.mining(similarity, positives, negatives)
         return Triplets(chosen.p, chosen.n[:, :, None], chosen.real[:, :, None])
 
+    def _similarities(self, similarity, triplets):
+        s_ap = similarity.gather(1, triplets.positive)[:, :, None]
+        return s_ap, similarity[:, None].expand(-1, s_ap.shape[1], -1).gather(2, triplets.negative)
+
     def _one_by_one(self, similarity, triplets):
         "Σ Φ and the number of acting triplets; Σ_n T of each positive and Σ_p T of each negative."
-        s_ap = similarity.gather(1, triplets.positive)[:, :, None]
-        s_an = similarity[:, None].expand(-1, s_ap.shape[1], -1).gather(2, triplets.negative)
+        s_ap, s_an = self._similarities(similarity, triplets)
         gap = self.gap(s_ap, s_an)
         T = self.triplet_weight.weight(gap) * triplets.selected
         none = torch.zeros_like(similarity)
