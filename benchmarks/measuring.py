@@ -50,6 +50,8 @@ def in_turn(
     for name in calls: # also the warm-up
         try:
             first[name] = measure(name)
+            if first[name] < seconds: # it also loaded and fetched what later calls find in place
+                first[name] = measure(name)
         except Exception as error:
             failed[name] = error
     times = {name: [t] if t > seconds else [] for name, t in first.items()}

@@ -615,7 +615,7 @@ def _in_working_precision(embeddings, references):
 def _coefficient_products(
     loss, left, r, mutual, wanted, batch, anchored, processes
 ) -> tuple[_Total, Float[Tensor, "r d"], Float[Tensor, "n d"]]: # C r, and Cᵀ left
-    kept = left @ r.T if len(left) * len(r) <= loss.kept else None # S, and in its place C
+    kept = _similarities(left, r) if len(left) * len(r) <= loss.kept else None # S, and in its place C
     similarity = (lambda rows: left[rows] @ r.T) if kept is None else kept.__getitem__
     held, total = kept is not None, _Total()
     G, H = (None, None) if held else (torch.zeros_like(left), torch.zeros_like(r))
@@ -633,9 +633,21 @@ def _coefficient_products(
             G[rows] += terms.coefficients @ r
             H += terms.coefficients.T @ left[rows]
     if held and wanted and mutual: # C F and Cᵀ F in one product
-        G = (kept + kept.T.contiguous()) @ r
+        G = kept.T.clone(memory_format=torch.contiguous_format).add_(kept) @ r
     elif held and wanted:
         G, H = kept @ r, kept.T @ left
     elif mutual and wanted:
         G += H
     return total, G, H
+
+
+def _similarities(left: Float[Tensor, "a d"], r: Float[Tensor, "n d"]) -> Float[Tensor, "a n"]:
+    "All similarities. Those of a batch with itself are symmetric, and a quarter of them is copied."
+    half = len(r) // 2
+    if left is not r or r.is_cuda or not 128 <= half <= 1024: # where that would cost more
+        return left @ r.T
+    S = r.new_empty(len(r), len(r))
+    torch.mm(r, r[:half].T, out=S[:, :half])
+    torch.mm(r[half:], r[half:].T, out=S[half:, half:])
+    S[:half, half:] = S[half:, :half].T
+    return S

@@ -262,8 +262,8 @@ def options(*composition: str) -> dict[str, str]:
 
 
 END_TO_END: dict[str, list] = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [
-    options("euclidean", "constant", "constant", "easy_positive_hard"), # first
-    options("euclidean", "constant", "constant", "easy_positive_semihard"), # third: the default
+    options("euclidean", "constant", "constant", "easy_positive_hard"), # two of the first three,
+    options("euclidean", "constant", "constant", "easy_positive_semihard"), # this one the default
     options("geodesic", "constant", "circle", "all"), # last but one
     options("geodesic", "constant", "constant", "all"), # last
 ]}

@@ -39,4 +39,5 @@ def test_end_to_end_are_the_leading_and_the_trailing() -> None:
     ranked = ranking(replicates(runs, "validation map@r", list(COMPONENTS)))
     order = [tuple(row[name] for name in COMPONENTS) for row in ranked]
     chosen = [tuple(options[name] for name in COMPONENTS) for options in END_TO_END["loss_options"]]
-    assert chosen == [order[0], order[2], order[-2], order[-1]] and chosen[1] == tuple(GradientSurgery().components)
+    assert set(chosen[:2]) <= set(order[:3]) and chosen[2:] == order[-2:]
+    assert chosen[1] == tuple(GradientSurgery().components)
