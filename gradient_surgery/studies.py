@@ -87,9 +87,9 @@ class Range(NamedTuple):
     log: bool = False
 
 
-RATE = Range(5e-4, 5e-2, log=True)
-OWN_RATE = Range(1.0, 300.0, log=True) # of proxies, relative to the head's
-MARGINS = {"neg_margin": Range(0.3, 1.4), "pos_margin": Range(0.0, 0.5)}
+RATE = Range(2e-5, 5e-2, log=True)
+OWN_RATE = Range(1.0, 1000.0, log=True) # of proxies, relative to the head's
+MARGINS = {"neg_margin": Range(0.3, 2.0), "pos_margin": Range(0.0, 0.5)}
 TEMPERATURE = {"temperature": Range(0.02, 0.5, log=True)}
 RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing to tune
     "ContrastiveLoss": MARGINS,
@@ -100,14 +100,14 @@ RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing 
     "SignalToNoiseRatioContrastiveLoss": {
         "neg_margin": Range(0.2, 2.0), "pos_margin": Range(0.0, 0.3)},
     "IntraPairVarianceLoss": {
-        "pos_eps": Range(0.001, 0.3, log=True), "neg_eps": Range(0.001, 0.3, log=True)},
+        "pos_eps": Range(1e-4, 0.3, log=True), "neg_eps": Range(1e-4, 0.3, log=True)},
     "ThresholdConsistentMarginLoss": {
         "margin_plus": Range(0.5, 1.0), "margin_minus": Range(0.1, 0.7)},
     "TripletMarginLoss": {"margin": Range(0.02, 0.5, log=True)},
     "SelectivelyContrastiveTripletLoss": {
         "weight": Range(0.1, 3.0, log=True), "temperature": Range(0.03, 0.5, log=True)},
     "AngularLoss": {"alpha": Range(20.0, 60.0)},
-    "TupletMarginLoss": {"margin": Range(1.0, 15.0), "scale": Range(8.0, 128.0, log=True)},
+    "TupletMarginLoss": {"margin": Range(1.0, 15.0), "scale": Range(2.0, 128.0, log=True)},
     "NCALoss": {"softmax_scale": Range(1.0, 50.0, log=True)},
     "NTXentLoss": TEMPERATURE,
     "SupConLoss": TEMPERATURE,
@@ -117,15 +117,15 @@ RANGES: dict[str, dict[str, Range]] = { # losses that are not here have nothing 
         "alpha": Range(1.0, 10.0, log=True), "beta": Range(10.0, 80.0, log=True),
         "base": Range(0.2, 0.8)},
     "CircleLoss": {"m": Range(0.1, 0.5), "gamma": Range(16.0, 256.0, log=True)},
-    "RankedListLoss": {"margin": Range(0.1, 0.8), "Tn": Range(1.0, 20.0, log=True)},
-    "FastAPLoss": {"num_bins": Range(5, 25)},
-    "SmoothAPLoss": {"temperature": Range(0.003, 0.1, log=True)},
-    "HistogramLoss": {"n_bins": Range(10, 150)},
+    "RankedListLoss": {"margin": Range(0.1, 1.2), "Tn": Range(1.0, 20.0, log=True)},
+    "FastAPLoss": {"num_bins": Range(2, 25)},
+    "SmoothAPLoss": {"temperature": Range(0.003, 0.5, log=True)},
+    "HistogramLoss": {"n_bins": Range(2, 150)},
     "ProxyNCALoss": {"softmax_scale": Range(1.0, 30.0, log=True)},
-    "ProxyAnchorLoss": {"margin": Range(0.05, 0.4), "alpha": Range(8.0, 64.0, log=True)},
+    "ProxyAnchorLoss": {"margin": Range(0.05, 0.8), "alpha": Range(8.0, 64.0, log=True)},
     "NormalizedSoftmaxLoss": {"temperature": Range(0.02, 0.3, log=True)},
-    "CosFaceLoss": {"margin": Range(0.05, 0.5), "scale": Range(8.0, 64.0, log=True)},
-    "ArcFaceLoss": {"margin": Range(5.0, 40.0), "scale": Range(8.0, 64.0, log=True)},
+    "CosFaceLoss": {"margin": Range(0.05, 0.5), "scale": Range(1.0, 64.0, log=True)},
+    "ArcFaceLoss": {"margin": Range(5.0, 40.0), "scale": Range(1.0, 64.0, log=True)},
     "SoftTripleLoss": {
         "la": Range(5.0, 40.0, log=True), "gamma": Range(0.03, 0.5, log=True),
         "margin": Range(0.0, 0.2)},
