@@ -26,8 +26,8 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
-    license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_expression="Apache-2.0 AND CC-BY-4.0 AND CC-BY-SA-4.0 AND MIT",  # of the code, and of the emoji images
+    license_files=["LICENSE", f"{package}/data/emoji_licences.md"],
     keywords=settings["keywords"].split(),
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -10,6 +10,7 @@ import argparse
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from itertools import product
 
 from measuring import facts, in_own_process, use, write
 
@@ -114,25 +115,25 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", help="no, bf16, fp16, or auto")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="by default as many as PyTorch takes")
+    parser.add_argument("--threads", type=int, nargs="+", default=[None], help="in turn; by default as many as PyTorch takes")
     parser.add_argument("--output", default="runs/speed/training.json", metavar="FILE")
     return parser.parse_args(words)
 
 
 def main(options: argparse.Namespace) -> None:
-    result = {"benchmark": "training"} | in_own_process(facts, options.device, options.threads)
+    result = {"benchmark": "training"} | in_own_process(facts, options.device, options.threads[0])
     hidden = ("output", "dataset") if options.dataset != "emoji" else ("output",) # a folder's place is nobody's business
     result |= {"settings": {name: value for name, value in vars(options).items() if name not in hidden}, "rows": []}
-    for model in options.models:
-        for loss in options.losses:
-            config = {name: getattr(options, name) for name in ("dataset", "image_size", "num_classes", "per_class", "precision")}
-            case = {name: getattr(options, name) for name in ("device", "threads", "steps")}
-            case["config"] = config | {"model": model, "loss": loss}
-            row = {"model": model, "loss": loss, "device": options.device} | in_own_process(timing, case)
-            result["rows"].append(row)
-            write(options.output, result)
-            print(f"{model:20} {loss:28} {row['images_per_second']:8.0f} images/s, step {row['step_ms']:8.1f} ms, "
-                  f"outside the network {row['outside_share']:.1%}", flush=True)
+    for threads, model, loss in product(options.threads, options.models, options.losses):
+        config = {name: getattr(options, name) for name in ("dataset", "image_size", "num_classes", "per_class", "precision")}
+        case = {"device": options.device, "threads": threads, "steps": options.steps}
+        case["config"] = config | {"model": model, "loss": loss}
+        row = {"model": model, "loss": loss, "device": options.device, "threads": threads or result["machine"]["threads"]}
+        row |= in_own_process(timing, case)
+        result["rows"].append(row)
+        write(options.output, result)
+        print(f"{model:20} {loss:28} {row['threads']:3} threads, {row['images_per_second']:8.0f} images/s, "
+              f"step {row['step_ms']:8.1f} ms, outside the network {row['outside_share']:.1%}", flush=True)
 
 
 if __name__ == "__main__":

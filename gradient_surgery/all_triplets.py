@@ -33,7 +33,8 @@ def count_triplets(
     "All triplets, each with the weight one and its gap for a potential."
     p, real = positives
     P, M = (mask.sum(1, keepdim=True, dtype=D.dtype) for mask in (real, negatives))
-    value = M * (D.gather(1, p) * real).sum(1, True) - P * (D * negatives).sum(1, True)
+    near, far = D.gather(1, p).where(real, 0), D.where(negatives, 0) # not 0 D, which may be NaN
+    value = M * near.sum(1, True) - P * far.sum(1, True)
     return Sums(value[:, 0], (P * M)[:, 0], (-P * negatives).scatter_add_(1, p, M * real))
 
 # %% ../nbs/all_triplets.ipynb #953c63c8

@@ -107,7 +107,12 @@ def _slipped_in(
     compute, batch = distance.compute_mat, distance.maybe_normalize(x.detach())
 
     def places(points):
-        apart, place = torch.cdist(points.detach().flatten(0, -2), batch).min(1)
+        points = points.detach()
+        if points.shape == batch.shape and torch.allclose(points, batch, atol=1e-5):
+            return torch.arange(len(batch), device=batch.device) # whoever coincides
+        # not by products, whose rounding is far larger than these distances
+        apart, place = torch.cdist(
+            points.flatten(0, -2), batch, compute_mode="donot_use_mm_for_euclid_dist").min(1)
         return place.view(points.shape[:-1]) if (apart < 1e-5).all() else None
 
     def compute_mat(query, reference):
@@ -377,7 +382,9 @@ class _OnBatch:
 
     @property
     def reconstruction_error(self) -> float:
-        "Relative error of the gradient that is rebuilt from C alone."
+        "Relative error of the gradient that is rebuilt from C alone; 0 if both are zero."
+        if torch.equal(self.rebuilt, self.gradient):
+            return 0.0
         return relative_error(self.rebuilt, self.gradient)
 
     @property
@@ -547,7 +554,7 @@ def dissect(
     ask = None if read is _read_embeddings else partial(
         triplet_coefficients, asked, size=embeddings.shape[1])
     length = x.detach().norm(dim=1)
-    steps = gradient.norm(dim=1) * length
+    steps = to_tangent(gradient, x.detach() / length[:, None]).norm(dim=1) * length
     return Dissection(
         _name(loss), value.detach(), *parts, gradient, steps, _radial_share(reading, length), labels, ask)
 

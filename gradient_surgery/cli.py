@@ -33,8 +33,11 @@ def _plain_errors(command):
     def wrapped(*arguments, **options):
         try:
             return command(*arguments, **options)
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-            typer.echo(f"Error: {error}", err=True)
+        except (typer.Exit, typer.Abort): # which are kinds of RuntimeError
+            raise
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError,
+                AssertionError) as error: # the last two are what timm raises
+            typer.echo("\n".join([f"Error: {error}", *getattr(error, "__notes__", [])]), err=True)
             raise typer.Exit(1)
         except KeyboardInterrupt:
             typer.echo("Interrupted. If this was training, the same command with --resume "
@@ -144,15 +147,17 @@ def evaluate(
     import torch
 
     from gradient_surgery.training import (
-        embed_test, load_datasets, load_run, read_config, retrieval)
+        check_classes, embed_test, load_datasets, load_run, read_config, retrieval)
 
     model, configuration = load_run(run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    given = {"dataset": dataset, "root": root, "cache": cache}
+    given, trained_on = {"dataset": dataset, "root": root, "cache": cache}, configuration.dataset
     configuration = read_config(run / "config.yaml", **_changes(given, set))
     if configuration.cache is None: # test images are not cropped
         configuration = replace(configuration, crop="none")
     data = load_datasets(configuration)
+    if configuration.dataset == trained_on:
+        check_classes(run, data)
     scores = retrieval(embed_test(model, data, configuration), data, configuration)
     title = f"{len(data.test.labels)} images of {len(data.test.class_names)} classes"
     _show_scores(title, {str(run): scores})
@@ -212,10 +217,11 @@ def dissect(
     from gradient_surgery.losses import find_loss
 
     torch.manual_seed(seed)
-    labels = torch.arange(num_classes).repeat_interleave(per_class)
-    embeddings = (
-        torch.randn(len(labels), dimensions, dtype=torch.float64) if run is None
-        else _embedded(run, num_classes, per_class, seed))
+    if run is None:
+        labels = torch.arange(num_classes).repeat_interleave(per_class)
+        embeddings = torch.randn(len(labels), dimensions, dtype=torch.float64)
+    else:
+        embeddings, labels = _embedded(run, num_classes, per_class, seed)
     options = dict(map(key_and_value, set or []))
     chosen = find_loss(loss, (num_classes, embeddings.shape[1]), **options)
     chosen = chosen.double() if isinstance(chosen, torch.nn.Module) else chosen
@@ -229,19 +235,22 @@ def dissect(
 
 # %% ../nbs/cli.ipynb #77ade2e7
 def _embedded(run: Path, num_classes: int, per_class: int, seed: int):
-    "A batch of a run's validation images, embedded by its network."
+    "A batch of a run's validation images, embedded by its network, and its labels from 0."
+    from dataclasses import replace
+
     from torch.utils.data import Subset
 
     from gradient_surgery.data.sampling import BalancedSampler
     from gradient_surgery.training import embed, load_datasets, load_run
 
     model, configuration = load_run(run)
-    data = load_datasets(configuration)
+    data = load_datasets(replace(configuration, crop="none", cache=None)) # a batch needs neither
     images: Any = data.validation or data.train
     sampler = BalancedSampler(
         images.labels, num_classes=num_classes, per_class=per_class, seed=seed)
     batch = next(iter(sampler))
-    return embed(model, Subset(images, batch)).double()
+    labels = images.labels[batch].unique(return_inverse=True)[1]
+    return embed(model, Subset(images, batch)).double(), labels
 
 # %% ../nbs/cli.ipynb #25cd3c6c
 @app.command()

@@ -56,8 +56,8 @@ def joined(
 ) -> PairLoss: # the same object
     """Let a loss be that of the joined batch of all processes.
     Its value is the same in each, and so is the gradient of its own parameters; the gradient of the
-    embeddings is exactly that of the joined batch by the process's own part. Sums of gradients over
-    the processes are therefore right, and means are too small by their number.
+    embeddings is exactly that of the joined batch by the process's own part. Sums of a network's
+    gradients over the processes are therefore right, and means are too small by their number.
     Raises `RuntimeError` where no process group has been started."""
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(

@@ -6,6 +6,7 @@
 __all__ = ['KEPT', 'LOOKED_AT', 'find_experiments', 'describe', 'run_and_tabulate', 'experiment', 'table', 'find_records']
 
 # %% ../nbs/experiment_commands.ipynb #7a3fa69c
+import math
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -41,7 +42,7 @@ def describe(
     todo = len(open_runs(runs, folder, retry=retry))
     measured = [record["seconds"] for record in records if record]
     each = sum(measured) / len(measured) if measured else experiment.seconds
-    cost = f"at about {each:.2g} s\n  about {todo * each / workers / 60:.3g} minutes"
+    cost = f"at about {each:.2g} s\n  about {math.ceil(todo / workers) * each / 60:.3g} minutes"
     if not measured and runs[0].get("dataset", "emoji") != "emoji": # `seconds` are of the emoji
         cost = "\n  for an unknown time until one is done"
     chosen = {name: list({str(run.get(name)): None for run in runs}) for name in runs[0]}
@@ -108,7 +109,7 @@ def experiment(
 
     `gradient_surgery experiment impact --full --dry-run`
 
-    `gradient_surgery experiment end_to_end --full --dataset cub --root DIR --cache DIR --recipe recipes/cub_r50.yaml`
+    `gradient_surgery experiment end_to_end --full --dataset cub --root DIR --cache DIR --recipe recipes/cub_r50.yaml` (recipes are in the repository)
     """
     given = {"dataset": dataset, "root": root, "cache": cache, "recipe": recipe}
     values: dict = {name: value for name, value in given.items() if value}
@@ -116,7 +117,10 @@ def experiment(
     values |= dict(key_and_value(text) for text in set or [])
     options: dict = dict(full=full, seeds=seeds, values=values)
     failed = False
-    for each in find_experiments(names):
+    chosen = find_experiments(names)
+    for each in chosen:
+        each.runs(**options) # a parameter that one of them does not have is told before any is run
+    for each in chosen:
         folder = (output or (KEPT if full else LOOKED_AT)) / each.name
         folder = folder.with_name(f"{each.name}-{Path(dataset).name}") if dataset else folder
         if dry_run:

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 import gradient_surgery
 from .config import WHERE
-from .records import append_line, locked, new_record, read_lines, read_records
+from .records import append_line, commit, locked, new_record, read_lines, read_records
 
 # %% ../nbs/experiments.ipynb #19a1d459
 class NotebookError(RuntimeError):
@@ -145,6 +145,7 @@ def make_run(
 ) -> dict: # a record, or a failure: with `error` in place of metrics
     "Run once."
     start = time.perf_counter()
+    commit() # of the code as it is now, whatever becomes of the files
     try:
         if experiment.is_notebook():
             return _run_in_folder(experiment, parameters, Path(folder) / run_name(parameters))

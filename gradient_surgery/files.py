@@ -13,8 +13,10 @@ from pathlib import Path
 # %% ../nbs/files.ipynb #c375104b
 @contextmanager
 def replacing(path: str | Path):
-    "Yields a temporary path; what was written there takes the place of `path`, unless an error came."
+    """Yields a temporary path; what was written there takes the place of `path`, unless an error
+    came. Makes the folder of `path` if there is none."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary

@@ -245,7 +245,9 @@ class NearestLoss(GradientSurgery):
             padding_mode="border", align_corners=False)
         return found.view(3, *both.shape[:-1])
 
-    def pair_coefficients(self, s_ap, s_an):
+    def pair_coefficients(
+        self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         "As of `GradientSurgery`: dℓ/ds = -dℓ/dθ / sin θ. Below half a node, as at half a node."
         _, by_an, by_ap = self.look_up(s_ap, s_an)
         sine = lambda s: (1 - s.square()).clamp(min=self.least).sqrt()
@@ -255,12 +257,11 @@ class NearestLoss(GradientSurgery):
         triplets = self._triplets(similarity, positives, negatives, batch.chosen)
         positive, negative, selected = triplets
         s_ap, s_an = self._similarities(similarity, triplets)
-        acts = selected & (self.triplet_weight.weight(self.gap(s_ap, s_an)) > 0)
         c_ap, c_an = (c * selected for c in self.pair_coefficients(s_ap, s_an))
         C = torch.zeros_like(similarity).scatter_add(1, positive, c_ap.sum(2))
         C.scatter_add_(1, negative.flatten(1), c_an.flatten(1))
         value = (self.look_up(s_ap, s_an)[0] * selected).sum((1, 2))
-        return Terms(value, C, acts.sum((1, 2)).to(C.dtype))
+        return Terms(value, C, selected.sum((1, 2)).to(C.dtype))
 
 # %% ../nbs/flows.ipynb #a074557d
 def show_flow(

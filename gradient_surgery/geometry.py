@@ -33,7 +33,10 @@ def to_tangent(
 
 # %% ../nbs/geometry.ipynb #6e5ef7c8
 class Direction(NamedTuple):
-    "The distance that a pair is measured in, and so the direction and size of its pull."
+    """The distance that a pair is measured in, and so the direction and size of its pull.
+
+    Both functions are asked from -1 to 1 and a rounding beyond, at 1 for an embedding with itself.
+    They have to be finite there, too: where the slope has no limit, let it be 0."""
     name: str
     distance: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # D(s), decreasing
     slope: Callable[[Float[Tensor, "..."]], Float[Tensor, "..."]] # w(s) = -dD/ds

@@ -9,8 +9,10 @@ __all__ = ['LADDER', 'RATES', 'Features', 'look', 'cache_folder', 'frozen_featur
 
 # %% ../nbs/heads.ipynb #fb94404f
 import os
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +70,9 @@ def frozen_features(
 ) -> Features:
     """The frozen network's features of the emoji of one split.
     Raises `ValueError` for a split that is none, `ImportError` without the extra `pretrained`."""
-    path = Path(folder or cache_folder()) / f"emoji_{split}_lite0.pt"
+    made_of = (resources.files("gradient_surgery.data") / "emoji.zip").read_bytes()
+    name = f"emoji_{split}_lite0_{zlib.crc32(made_of):08x}.pt" # other emoji have other features
+    path = Path(folder or cache_folder()) / name
     if split in SPLITS and path.exists():
         return Features(*torch.load(path, weights_only=True))
     images = Emoji(split)
@@ -260,7 +264,9 @@ def tune_head(
     **options, # of `train_heads`
 ) -> dict[str, float]: # scores of the choice on test and validation classes, and the choice
     "Train a head with each learning rate and score the best; it has a worse one on either side."
-    data, heads, scores = folded_features(seed), {}, {}
+    data = folded_features(seed)
+    heads: dict[float, Tensor] = {}
+    scores: dict[float, dict[str, float]] = {}
     while rates:
         heads |= zip(rates, train_heads(
             data.train.values, data.train.labels, [make_loss() for _ in rates],

@@ -24,7 +24,7 @@ class Triplets(NamedTuple):
 # %% ../nbs/mining.ipynb #6a298228
 def all_columns(mask: Bool[Tensor, "a n"]) -> tuple[Int[Tensor, "a p"], Bool[Tensor, "a p"]]:
     "The columns in which each row is true, padded to the longest row, and which of them are real."
-    longest = int(mask.sum(1).max())
+    longest = max(1, int(mask.sum(1).max())) # one that is not real, where no row has any
     real, columns = mask.to(torch.uint8).topk(longest, dim=1)
     return columns, real.bool()
 
@@ -72,7 +72,10 @@ def mine(
     positive: str = "all", # "all", "hardest" or "easiest"
     negative: str = "all", # "all", "hardest" or "semihard"
 ) -> Triplets:
-    "Choose the triplets that act. An anchor without a suitable positive or negative gets none."
+    """Choose the triplets that act. An anchor without a suitable positive or negative gets none.
+    Raises `ValueError` for a choice that is none."""
+    _check_choice("positive", positive, ("all", "hardest", "easiest"))
+    _check_choice("negative", negative, ("all", "hardest", "semihard"))
     if positive == "all":
         p, has_positive = all_columns(positives)
     else:
@@ -86,6 +89,12 @@ def mine(
     n, has_negative = hardest_below(similarity, negatives, bound)
     return Triplets(
         p, n.expand_as(p)[:, :, None], (has_positive & has_negative)[:, :, None])
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    "Raise `ValueError` for a value that is not among the choices."
+    if value not in choices:
+        raise ValueError(f"{argument} is {value!r}; expected one of {', '.join(choices)}")
 
 # %% ../nbs/mining.ipynb #c8f1d95a
 Miner = Callable[[Tensor, Tensor, Tensor], Triplets]

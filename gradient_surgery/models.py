@@ -10,6 +10,7 @@ __all__ = ['CLASSIFIERS', 'HalfInstanceNorm', 'GeneralisedMean', 'Pooling', 'con
 
 # %% ../nbs/models.ipynb #7752febc
 import difflib
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]): # a program's options, which DINO adds
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error: # of many kinds
         raise ValueError(
             f"weights {path} cannot be read ({str(error).splitlines()[0][:200]}); expected "
@@ -240,12 +242,15 @@ def load_backbone(
     """Read a backbone's weights from a file.
     Raises `ValueError`, with what differs, where they are another network's."""
     tensors = read_tensors(path)
-    of_a_run = {name.removeprefix("backbone."): each for name, each in tensors.items()
-                if name.startswith("backbone.")}
+    inside = {name.removeprefix("backbone."): each for name, each in tensors.items()
+              if name.startswith("backbone.")} # in a run of ours, or in what DINO trains
+    of_a_run = inside and all(name[:1].isdigit() for name in inside) # of layers with numbers
     network = backbone if of_a_run else the_network(backbone)
-    tensors = of_a_run or tensors
+    tensors = inside or tensors
     wanted = network.state_dict()
-    problems = [f"it lacks {name}" for name in wanted if name not in tensors] + [
+    missing = [name for name in wanted
+               if name not in tensors and not name.endswith("num_batches_tracked")]
+    problems = [f"it lacks {name}" for name in missing] + [
         f"the backbone has no {name}" for name in tensors
         if name not in wanted and name.split(".")[0] not in CLASSIFIERS] + [
         f"its {name} has shape {list(tensors[name].shape)}, not {list(wanted[name].shape)}"
@@ -253,7 +258,7 @@ def load_backbone(
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"weights {path} are of another backbone: {'; '.join(problems[:3])}{more}")
-    network.load_state_dict({name: tensors[name] for name in wanted})
+    network.load_state_dict({name: tensors.get(name, wanted[name]) for name in wanted})
 
 # %% ../nbs/models.ipynb #024dbe8d
 class EmbeddingModel(nn.Module):

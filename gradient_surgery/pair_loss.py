@@ -103,9 +103,10 @@ class Batch(NamedTuple):
     def listed(self) -> "Batch":
         "The same with its lists."
         order, start, count, most, least = self.members
-        place = torch.arange(most, device=order.device)
+        # no list is without a column, though nobody may have a positive
+        place = torch.arange(max(most, 1 if self.own is None else 2), device=order.device)
         columns = start[:, None] + place
-        if least < most: # padded by the last of the class
+        if least < len(place): # padded by the last of the class
             columns = columns.minimum((start + count - 1).clamp_(min=0)[:, None])
         columns = order[columns]
         of_the_class = positives = columns, place < count[:, None]
@@ -161,6 +162,7 @@ def check_batch(
     reference_labels: Int[Tensor, "n"] | None = None,
     own: Int[Tensor, "a"] | None = None, # the reference that each embedding itself is, if any
     asks: str = "pairs", # what the loss looks at; of "labels" alone it needs no members
+    joined: bool = False, # whether the references are a batch of which the embeddings are a part
 ) -> Batch: # on the device of the embeddings
     """What a loss may know of this batch. Raises `ValueError` or `TypeError` where it has the wrong
     shape, is not finite, has an embedding of length zero, or no positive or negative pair at all."""
@@ -177,10 +179,14 @@ def check_batch(
                 f"embeddings have {embeddings.shape[1]}; expected the same")
         sides["references"], reference_labels = references, reference_labels.to(device)
         own = own if own is None else own.to(device)
-    members = None if asks == "labels" else find_members(labels, reference_labels)
+    # each process looks at the whole of a joined batch, so that all agree whether it can be used
+    classes = reference_labels if joined else labels
+    members = None if asks == "labels" else find_members(classes, reference_labels)
     lengths = find_lengths(sides)
     if members is not None:
         check_pairs(members, own)
+        if joined: # of its own anchors
+            members = members._replace(start=members.start[own], count=members.count[own])
     return Batch(labels, reference_labels, own, members, *lengths)
 
 # %% ../nbs/pair_loss.ipynb #c26c7061
@@ -241,7 +247,7 @@ def check_side(
         raise ValueError(
             f"{name} has shape {tuple(embeddings.shape)} and type {embeddings.dtype}; "
             "expected [number, dimensions] of floating point, at least one")
-    if labels.is_floating_point() or labels.is_complex():
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(
             f"{labels_name} has type {labels.dtype}; expected integers, one for each class")
     if labels.ndim != 1 or len(labels) != len(embeddings):
@@ -393,7 +399,8 @@ class PairLoss(nn.Module):
             # proxies against the batch: every process does all of it
             references = _Gathered.apply(references, processes)
             reference_labels, processes = processes.gather(reference_labels), ALONE
-        batch = check_batch(embeddings, labels, references, reference_labels, own, self.asks)
+        batch = check_batch(
+            embeddings, labels, references, reference_labels, own, self.asks, joined)
         if indices_tuple is not None:
             batch = batch._replace(chosen=choose(indices_tuple, batch))
         parameters = dict(self.named_parameters())
@@ -489,13 +496,17 @@ def _call(loss: PairLoss, name: str, *arguments):
     "Call a method of a loss, fused if its user wants that."
     if loss.fused is None:
         return getattr(loss, name)(*arguments)
-    return _fuse(getattr(type(loss), name), tuple(loss.fused.items()))(loss, *arguments)
+    # what a cache looks up has to be hashable; `options=` is a dictionary
+    options = {**loss.fused, "options": tuple((loss.fused.get("options") or {}).items())}
+    return _fuse(getattr(type(loss), name), tuple(options.items()))(loss, *arguments)
 
 
 @cache
-def _fuse(function: Callable, options: tuple) -> Callable:
+def _fuse(function: Callable, given: tuple) -> Callable:
     "A function compiled by PyTorch, until that fails; then the function itself, with a warning."
-    current = torch.compile(function, **dict(options))
+    named = dict(given)
+    named["options"] = dict(named["options"]) or None
+    current = torch.compile(function, **named)
 
     def call(*arguments):
         nonlocal current

@@ -185,11 +185,15 @@ def read_records(
 
 # %% ../nbs/records.ipynb #1d5762d9
 def by_setting(records: list[dict]) -> list[tuple[dict, list[dict]]]:
-    "Records grouped by their parameters other than the seed; each group with these."
+    """Records grouped by their parameters other than the seed; each group with these.
+    Raises `ValueError` where two have the same parameters and seed."""
     groups: dict[str, tuple[dict, list[dict]]] = {}
     for record in records:
+        seed = record["parameters"].get("seed")
         setting = {name: value for name, value in record["parameters"].items() if name != "seed"}
         group = groups.setdefault(json.dumps(setting, sort_keys=True), (setting, []))
+        if any(other["parameters"].get("seed") == seed for other in group[1]):
+            raise ValueError(f"two records have seed {seed} of {setting}; expected one run of each")
         group[1].append(record)
     return [groups[key] for key in sorted(groups)]
 

@@ -87,7 +87,8 @@ def write_embeddings(
 
     rows = pa.FixedSizeListArray.from_arrays(
         pa.array(embeddings.float().numpy().ravel()), embeddings.shape[1])
-    table = pa.table({"path": [str(path) for path in paths], "embedding": rows})
+    places = [str(Path(path).absolute()) for path in paths] # to be found from any folder
+    table = pa.table({"path": places, "embedding": rows})
     with replacing(path) as temporary:
         parquet.write_table(table.replace_schema_metadata({"weights": fingerprint(run)}), temporary)
 

@@ -487,7 +487,7 @@ def records_of(
         commits = in_words(sorted({str(record["commit"]) for record in records}))
         seeds = len({record["parameters"]["seed"] for record in records})
         return records, f"{len(records):,} runs with {seeds} seeds, made at commit {commits}."
-    if EXPERIMENTS[experiment].is_notebook(): # minutes, even of a small run
+    if experiment not in EXPERIMENTS or EXPERIMENTS[experiment].is_notebook(): # minutes, even of a small run
         return [], f"There are no records of {experiment} here."
     with tempfile.TemporaryDirectory() as temporary:
         records = run_grid(EXPERIMENTS[experiment], temporary, quiet=True)

@@ -46,8 +46,9 @@ class GradientSurgery(PairLoss):
     `GradientSurgery()(embeddings, labels)`.
 
     Components are given by name or as objects of your own. The value is that of the loss where
-    one exists (`integrable`), and otherwise the surrogate $\\sum_{ij} c_{ij}s_{ij}$ over the
-    number of acting triplets. Reconstructed from Xuan and Pless, arXiv 2201.11307.
+    one exists for each triplet (`integrable`), with the choice of triplets held fixed, and
+    otherwise the surrogate $\\sum_{ij} c_{ij}s_{ij}$, both over the number of acting
+    triplets. Reconstructed from Xuan and Pless, arXiv 2201.11307.
     Raises `ValueError` for an unknown name."""
 
     def __init__(self,
@@ -67,10 +68,13 @@ class GradientSurgery(PairLoss):
 
     @property
     def over_all(self): # how all triplets are summed without a list of them, if they can be
-        return self.triplet_weight.over_all if self.mining_name == "all" else None
+        in_D = self.triplet_weight.gap is None # those sums are of distances
+        return self.triplet_weight.over_all if self.mining_name == "all" and in_D else None
 
     indices = 3, 4 # of triplets, exactly those act; of pairs, the miner chooses among them
-    triplets = property(lambda self: self.mining_name in ("all", "custom") and not self.over_all)
+    @property
+    def triplets(self): # the other names choose one negative for each positive
+        return self.mining_name not in MINING.keys() - {"all"} and not self.over_all
 
     @property
     def components(self) -> Components:
@@ -89,6 +93,8 @@ class GradientSurgery(PairLoss):
         C = (
             push * weight.negative(similarity) - pull * weight.positive(similarity)
         ) * self.direction.slope(similarity)
+        if batch.own is not None: # nothing acts there, and a slope may be infinite
+            C.scatter_(1, batch.own[:, None], 0)
         return Terms(self._value(potential, similarity, pull, push, C), C, count)
 
     def _triplets(self, similarity, positives, negatives, chosen):
@@ -104,11 +110,11 @@ class GradientSurgery(PairLoss):
         "Σ Φ and the number of acting triplets; Σ_n T of each positive and Σ_p T of each negative."
         s_ap, s_an = self._similarities(similarity, triplets)
         gap = self.gap(s_ap, s_an)
-        T = self.triplet_weight.weight(gap) * triplets.selected
+        T = self.triplet_weight.weight(gap).where(triplets.selected, 0)
         none = torch.zeros_like(similarity)
         pull = none.scatter_add(1, triplets.positive, T.sum(2))
         push = none.scatter_add(1, triplets.negative.flatten(1), T.flatten(1))
-        potential = (self.triplet_weight.potential(gap) * triplets.selected).sum((1, 2))
+        potential = self.triplet_weight.potential(gap).where(triplets.selected, 0).sum((1, 2))
         return potential, (T > 0).sum((1, 2)).to(T.dtype), pull, push
 
     def gap(self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -119,7 +125,9 @@ class GradientSurgery(PairLoss):
 
     @property
     def integrable(self) -> bool:
-        "Whether a loss is known to exist behind the composition: one of the two cases in the text."
+        """Whether a loss is known to exist behind each triplet: one of the two cases in the text.
+        Mining that jumps (semi-hard) and the division by the number of acting triplets are left
+        aside."""
         own_gap = self.triplet_weight.gap is None
         return self.triplet_weight.name == "constant" or (
             own_gap and self.pair_weight.name == "constant")
@@ -132,9 +140,8 @@ class GradientSurgery(PairLoss):
         theta = similarity.clamp(-1, 1).arccos()
         home = lambda angle: work(self.pair_weight.positive, self.direction, angle)
         away = lambda angle: work(self.pair_weight.negative, self.direction, angle)
-        return (
-            pull * home(theta) + push * (away(torch.full_like(theta, torch.pi)) - away(theta))
-        ).sum(1)
+        pushed = push * (away(torch.full_like(theta, torch.pi)) - away(theta))
+        return (pull * home(theta) + pushed).where(pull + push != 0, 0).sum(1)
 
     def pair_coefficients(
         self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CROPS', 'native_precision', 'load_datasets', 'in_cache', 'embed', 'embed_test', 'retrieval', 'untrained',
            'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'load_state', 'check_same',
-           'build_sampler', 'share', 'images_of', 'cropped', 'loss_of', 'problem', 'stopped', 'train_epoch', 'begin',
-           'step', 'train', 'check_unused', 'start_processes', 'leave_processes', 'fit', 'finish_epoch',
-           'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'written', 'draw']
+           'names_of_classes', 'check_classes', 'build_sampler', 'share', 'images_of', 'cropped', 'loss_of', 'problem',
+           'stopped', 'train_epoch', 'begin', 'step', 'train', 'check_unused', 'start_processes', 'leave_processes',
+           'fit', 'finish_epoch', 'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'written',
+           'draw']
 
 # %% ../nbs/training.ipynb #9e7ccc75
 import atexit
@@ -16,6 +17,7 @@ import io
 import json
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -25,6 +27,7 @@ from typing import Any, cast
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, broadcast_object_list, gather_object, set_seed
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -36,7 +39,7 @@ from .config import WHERE, Config, read_config
 from .data.benchmarks import BENCHMARKS, Splits, benchmark_splits
 from .data.cache import Cached, cached
 from .data.emoji import Emoji
-from .data.folder import LabelledImages, folder_splits
+from .data.folder import LabelledImages, folder_splits, own_split
 from .data.sampling import BalancedSampler, GroupSampler, OnceSampler, PaddedSampler
 from gradient_surgery.data.transforms import (
     Augment, class_symmetries, crop, normalise, random_resized_boxes, random_square_boxes,
@@ -64,11 +67,19 @@ def load_datasets(
     *, quiet: bool = False, # no progress bar while a cache is filled
 ) -> Splits: # train, validation, test and gallery; the last is mostly None
     """The sets of a run. A folder that holds `train`, `validation` and `test` is taken as split,
-    any other folder of classes is split by class, the same way for every run.
-    Raises `ValueError` for a benchmark without `root`, or a crop without `cache`."""
+    any other folder of classes is split by class, the same way for the same classes.
+    Raises `ValueError` for a benchmark without `root`, a crop without `cache`, or emoji that are to
+    be cropped or of another size."""
     if config.dataset == "emoji":
+        if config.crop != "none" or config.image_size != 64:
+            raise ValueError(
+                f"crop is {config.crop!r} and image_size {config.image_size}; the emoji are "
+                f"64 pixels and are not cropped: expected 'none' and 64")
         return Splits(Emoji("train"), Emoji("validation"), Emoji("test"))
     if config.dataset not in BENCHMARKS:
+        if config.validation >= 0.5 and not own_split(config.dataset):
+            raise ValueError(f"validation is {config.validation}; expected a share below 0.5, "
+                             f"since half of a folder's classes are the test")
         trained = 0.5 - config.validation # of the classes; the other half is the test
         splits = Splits(*folder_splits(
             config.dataset, size=config.image_size,
@@ -194,7 +205,9 @@ class State:
         self.config, self.accelerator = config, accelerator
         self.history: list[dict] = [] # a row for each epoch
         self.values: list[float] = [] # of the loss in this epoch
-        self.step, self.seconds = 0, 0.0 # batches and time of this epoch
+        self.step, self.seconds = 0, 0.0 # batches and time of this epoch, as last saved
+        self.begun = time.perf_counter() # when this epoch did, had it not been interrupted
+        self.rate = 0.0 # of the head, in the last step
         self.generator, self.saved_random = torch.Generator(), None
         self.loss, self.network = untrained(config, classes)
         self.loss.to(accelerator.device)
@@ -245,10 +258,15 @@ def save_state(state: State, path: Path) -> None:
             f"make room, then go on with resume") from error
 
 # %% ../nbs/training.ipynb #1e9c6a4d
-def load_state(state: State, path: Path) -> None:
-    "Go on from what `save_state` wrote. Raises `ValueError` where the configurations differ."
+def load_state(
+    state: State, path: Path,
+    data: Splits, # that training goes on with
+) -> None:
+    """Go on from what `save_state` wrote.
+    Raises `ValueError` where the configurations differ, or the classes."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     check_same(saved["config"], state.config, path)
+    check_classes(path.parent.parent, data)
     for name, part in state.parts().items():
         part.load_state_dict(saved[name])
     state.history, state.step = saved["history"], saved["step"]
@@ -266,6 +284,25 @@ def check_same(there: dict, config: Config, path: Path) -> None:
         raise ValueError(
             f"checkpoint {path} is of another configuration: {'; '.join(differing)}. "
             f"Use the same configuration, or give the run another name")
+
+
+def names_of_classes(data: Splits) -> dict[str, list[str]]:
+    "The classes of each set."
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: list(part.class_names) for name, part in parts.items() if part is not None}
+
+
+def check_classes(
+    folder: str | Path, # of a run; older ones do not say what their classes are
+    data: Splits,
+) -> None:
+    "Raises `ValueError` for a set that has not the classes that the run has in it."
+    path = Path(folder) / "classes.json"
+    if path.exists() and json.loads(path.read_text()) != names_of_classes(data):
+        raise ValueError(
+            f"the classes of the data are not those of the run (see {path}): folders were added, "
+            f"removed or renamed, so classes that it was trained on would be tested. Restore them, "
+            f"or start a new run")
 
 # %% ../nbs/training.ipynb #d880d649
 def build_sampler(config: Config, labels: Int[Tensor, "n"]) -> BalancedSampler | GroupSampler:
@@ -362,7 +399,8 @@ def stopped(
         text += f" (all are in {listing}). " + (
             f"The last good checkpoint is {last}" if last.exists()
             else "There is no checkpoint yet")
-    return FloatingPointError(text + ". Try a lower learning_rate, or look at these images")
+    return FloatingPointError(
+        text + ". Try a lower learning_rate in a new run, or look at these images")
 
 # %% ../nbs/training.ipynb #6c79b9b1
 def train_epoch(
@@ -374,7 +412,7 @@ def train_epoch(
     folder: Path | None = None, # of the run, for checkpoints within the epoch
 ) -> float: # the mean value of the loss
     """Train for what is left of an epoch.
-    Raises `FloatingPointError`, with the step, where a batch cannot be used."""
+    Raises `FloatingPointError`, with the step, where training has diverged."""
     config, accelerator = state.config, state.accelerator
     process, processes = accelerator.process_index, accelerator.num_processes
     batches = [share(batch, process, processes) for batch in batches]
@@ -383,13 +421,16 @@ def train_epoch(
     for pixels, labels in images:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
         shapes = None if config.crop == "none" else cast(Cached, dataset).shapes[batches[state.step]]
+        first = state.step - state.step % config.accumulate # batch that makes a step with this one
         try:
             value = loss_of(state, pixels, labels, augment, shapes)
-            accelerator.backward(value / config.accumulate)
+            accelerator.backward(value / min(config.accumulate, len(batches) - first))
             state.values.append(value.item())
             why = problem(state, state.values[-1])
-        except ValueError as error: # of the loss, about embeddings that are not finite
+        except ValueError as error:
             why = str(error)
+            if not re.search("contain (NaN|a vector)", why): # of length zero, or without variance
+                raise # a mistake, such as in the options of the crop
         if why:
             names = [str(dataset.paths[i]) for i in batches[state.step]]
             raise stopped(state, why, names, folder)
@@ -422,11 +463,14 @@ def step(
     folder: Path | None, # of the run
 ) -> None:
     "A step of the optimiser, and a checkpoint if it is due."
+    groups = state.optimizer.param_groups
+    state.rate = next(group["lr"] for group in groups if group["name"] == "head")
     state.optimizer.step()
     state.schedule.step()
     state.optimizer.zero_grad()
     every, taken = state.config.checkpoint_every, -(-state.step // state.config.accumulate)
     if folder and every and taken % every == 0 and state.step < batches:
+        state.seconds = time.perf_counter() - state.begun
         save_state(state, folder / "checkpoint" / "last.pt")
 
 # %% ../nbs/training.ipynb #397ccdad
@@ -439,8 +483,8 @@ def train(
 ) -> dict: # what `metrics.json` holds
     """Train a network and measure it on classes it never saw.
     Raises `FileExistsError` for a folder in use where `resume` is not given, `ValueError` where it
-    holds a run of another configuration, `FloatingPointError` where training diverges, and `OSError`
-    where there is no room on the disk."""
+    holds a run of another configuration or other classes, `FloatingPointError` where training
+    diverges, and `OSError` where there is no room on the disk."""
     folder = Path(folder)
     check_unused(folder, resume)
     data = load_datasets(config, quiet=quiet)
@@ -449,7 +493,7 @@ def train(
     state = State(config, len(sampler), accelerator, len(data.train.class_names))
     last = folder / "checkpoint" / "last.pt"
     if last.exists():
-        load_state(state, last) # also to see that it is the same configuration
+        load_state(state, last, data) # also to see that configuration and classes are the same
     if last.exists() and (folder / "metrics.json").exists():
         return json.loads((folder / "metrics.json").read_text())
     accelerator.wait_for_everyone() # all have looked at the folder before one writes
@@ -457,6 +501,8 @@ def train(
     if accelerator.is_main_process:
         with replacing(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+        with replacing(folder / "classes.json") as temporary:
+            temporary.write_text(json.dumps(names_of_classes(data), indent=2) + "\n")
     fit(state, data, sampler, folder, quiet=quiet)
     return report(state, data, folder)
 
@@ -472,6 +518,7 @@ def check_unused(folder: Path, resume: bool) -> None:
 def start_processes(config: Config) -> Accelerator:
     "What knows the device and the other processes. Raises `ValueError` for too many of them."
     precision = native_precision() if config.precision == "auto" else config.precision
+    AcceleratorState._reset_state() # it holds a process to the first precision that it was given
     accelerator = Accelerator(mixed_precision=precision)
     atexit.unregister(leave_processes)
     atexit.register(leave_processes)
@@ -499,18 +546,17 @@ def fit(
     config, main = state.config, state.accelerator.is_main_process
     augment, batch = Augment(**config.augment), config.num_classes * config.per_class
     done = state.epoch * len(sampler) + state.step
-    progress = tqdm(total=config.epochs * len(sampler) * batch, initial=done * batch,
-                    unit=" images", unit_scale=True, disable=quiet or not main, desc="training")
-    while state.epoch < config.epochs:
-        if data.validation and state.epoch - best_epoch(state.history) > config.patience:
-            break
-        sampler.set_epoch(state.epoch)
-        start = time.perf_counter() - state.seconds
-        value = train_epoch(state, data.train, list(sampler), augment, progress, folder)
-        finish_epoch(state, data, value, time.perf_counter() - start, folder)
-        recall = state.history[-1]["recall@1"]
-        progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall:.1%}")
-    progress.close()
+    with tqdm(total=config.epochs * len(sampler) * batch, initial=done * batch, unit=" images",
+              unit_scale=True, disable=quiet or not main, desc="training") as progress:
+        while state.epoch < config.epochs:
+            if data.validation and state.epoch - best_epoch(state.history) > config.patience:
+                break
+            sampler.set_epoch(state.epoch)
+            state.begun = time.perf_counter() - state.seconds
+            value = train_epoch(state, data.train, list(sampler), augment, progress, folder)
+            finish_epoch(state, data, value, time.perf_counter() - state.begun, folder)
+            recall = state.history[-1]["recall@1"]
+            progress.set_postfix_str(f"loss {value:.3f}, validation R@1 {recall:.1%}")
 
 # %% ../nbs/training.ipynb #b63bf94e
 def finish_epoch(
@@ -523,7 +569,7 @@ def finish_epoch(
     config, main = state.config, state.accelerator.is_main_process
     state.history.append({
         "epoch": state.epoch, "loss": value, "recall@1": validation_recall(state, data),
-        "learning_rate": state.schedule.get_last_lr()[0], "seconds": seconds})
+        "learning_rate": state.rate, "seconds": seconds})
     state.step, state.values, state.seconds = 0, [], 0.0
     if main and best_epoch(state.history) == state.epoch - 1:
         save_weights(state.network, folder / "checkpoint" / "best.safetensors")

@@ -20,10 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS, PACKAGE = ROOT / "nbs", ROOT / "gradient_surgery"
 LEFT_OUT = {"index"}  # it is README.md as well, which nobody runs
-EXTRAS = ["pretrained", "data", "paper", "docs", "dev"]  # the first that lists a distribution is named
+EXTRAS = ["pretrained", "data", "onnx", "paper", "docs", "dev"]  # the first that lists a distribution is named
 OTHER_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "bs4": "beautifulsoup4"}
 WITH_JUPYTER = {"IPython", "ipykernel", "nbformat", "nbclient", "jupyter_client"}  # whoever opens a notebook has it
-FEATURES = {"heads", "studies"}  # modules of the package that train on frozen features
+FEATURES = ["heads", "studies"]  # modules of the package that train on frozen features
+BESIDE = re.compile(r"__file__\)\.parents\[1\]")  # what lies beside the package is in a clone only
 LINE = re.compile(r"\n\nRuns in about [^\n]*\. Needs: [^\n]*\.(?=\n\n|$)")
 LEADS_ON = re.compile(r"(\n\n[^\n]*:)?$")  # a last sentence that introduces the next cell keeps its place
 
@@ -51,12 +52,15 @@ def normalised(distribution: str) -> str:
     return distribution.lower().replace("_", "-")
 
 
+def code_cells(notebook: dict) -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
 def code_of(notebook: dict) -> str:
     "The code cells as Python."
     from IPython.core.inputtransformer2 import TransformerManager  # turns what is for IPython only into calls
 
-    cells = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
-    return "\n".join(map(TransformerManager().transform_cell, cells))
+    return "\n".join(map(TransformerManager().transform_cell, code_cells(notebook)))
 
 
 def imported(tree: ast.AST) -> list[tuple[str, str | None]]:
@@ -106,6 +110,17 @@ def reached(name: str, taken: str | None, seen: set[tuple[str, str | None]]) -> 
     return found
 
 
+@cache
+def on_features() -> set[str]:
+    "The functions of `FEATURES` that come to frozen features, by themselves or by one another."
+    uses = {name: {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+            for part in FEATURES for name, body in module(f"{PACKAGE.name}.{part}")[1].items()}
+    found = {"frozen_features"}
+    while more := {name for name, used in uses.items() if used & found} - found:
+        found |= more
+    return found
+
+
 def needs(notebook: dict) -> str:
     "What a page needs, in words."
     code = code_of(notebook)
@@ -120,9 +135,14 @@ def needs(notebook: dict) -> str:
     words = ["the package"] + [
         ", ".join(by_extra[extra]) + (f" (the extra `{extra}`)" if extra else "")
         for extra in [*EXTRAS, None] if extra in by_extra]
-    own = {name for name, _ in taken} | {f"{PACKAGE.name}.{name}" for name in re.findall(r"default_exp (\w+)", code)}
-    if own & {f"{PACKAGE.name}.{name}" for name in FEATURES}:
+    modules = {f"{PACKAGE.name}.{name}" for name in FEATURES}
+    own = {f"{PACKAGE.name}.{name}" for name in re.findall(r"default_exp (\w+)", code)}
+    if own & modules or any(origin in modules and name in on_features() for origin, name in taken):
         words.append("frozen features, which the extra `pretrained` makes, cached after the first time")
+    elif "pretrained=True" in code and "pretrained" not in by_extra:
+        words.append("a network trained on ImageNet, which the extra `pretrained` brings")
+    if any(BESIDE.search(cell) for cell in code_cells(notebook) if "#| export" not in cell):
+        words.append("a clone, installed with `pip install -e .`")
     return "; ".join(words)
 
 

@@ -53,6 +53,9 @@ def visible(notebook: nbformat.NotebookNode) -> tuple[nbformat.NotebookNode, dic
                 continue
             cell.source = "" if options.get("echo") == "false" else OPTION.sub("", cell.source)
             alt_texts[len(shown)] = options.get("fig-alt", "picture")
+            for output in cell.outputs:
+                if "text/markdown" in output.get("data", {}):
+                    output.data["text/markdown"] = from_the_top(output.data["text/markdown"])
         shown.append(cell)
     notebook.cells = shown
     notebook.metadata["language_info"] = {"name": "python"}  # the language of the code blocks

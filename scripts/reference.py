@@ -19,7 +19,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,7 +386,7 @@ def gaps() -> list[str]:
     "What the reference lacks: docstrings of public functions and classes, and parameters that nothing is said of."
     found = []
     for module in modules().values():
-        for entry in entries(module):
+        for entry in chain.from_iterable((one, *one.methods) for one in entries(module)):
             if entry.callable and not entry.docstring:
                 found.append(f"{module.name}.{entry.name} has no docstring")
             silent = [each.name for each in entry.parameters if not each.told]

@@ -1,7 +1,7 @@
 // The explorer: the package's components in JavaScript, and the pictures of a composition.
 // nbs/explorer.ipynb puts this file into its page, with defaults, published losses and numbers to check from the package.
 
-const gradientSurgery = (() => {
+var gradientSurgery = (() => { // not const: JupyterLab runs this a second time where the cell is run again
   "use strict";
 
   // ---- the components, as in geometry.ipynb and weights.ipynb
@@ -286,6 +286,9 @@ window.gradientSurgery = gradientSurgery;
     return largest;
   }
 
+  // each class has its own mark, for those who do not see its colour
+  const MARKS = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0Z", "M-4.5-4.5h9v9h-9Z", "M0-5.5L5.5 4.5h-11Z"];
+
   // seen from above the pole round which the particles start; hollow: on the far side
   function drawFlow() {
     const time = Number(part("time").value), centre = 160, radius = 150;
@@ -293,7 +296,7 @@ window.gradientSurgery = gradientSurgery;
     const ways = way[0].map((_, i) => `<polyline stroke="${CLASS_COLOURS[data.labels[i]]}" points="${points(way.slice(0, time + 1).map((f) => place(f[i])))}"/>`);
     const ends = way[time].map((f, i) => {
       const [px, py] = place(f), colour = CLASS_COLOURS[data.labels[i]];
-      return `<circle cx="${px}" cy="${py}" r="5" stroke="${colour}" fill="${f[2] < 0 ? "var(--bs-body-bg, white)" : colour}"/>`;
+      return `<path class="mark" d="${MARKS[data.labels[i]]}" transform="translate(${px} ${py})" stroke="${colour}" fill="${f[2] < 0 ? "var(--bs-body-bg, white)" : colour}"/>`;
     });
     part("flow").innerHTML = svg(`<circle class="sphere" cx="${centre}" cy="${centre}" r="${radius}"/><g class="ways">${ways.join("")}</g>${ends.join("")}`, 320, 320);
     const [same, other] = gradientSurgery.meanSimilarities(way[time], data.labels).map((value) => value.toFixed(2));
@@ -302,9 +305,11 @@ window.gradientSurgery = gradientSurgery;
 
   // ---- in words
 
-  function verdict({ integrable }, largest) {
+  function verdict({ integrable, gap }, largest) {
     if (integrable && state.triplet_weight === "constant") return "There is a loss behind it: the sum of the works of pull and push.";
     if (integrable) return "There is a loss behind it: the triplet weight's potential, a function of the two distances' difference.";
+    if (state.triplet_weight === "hinge" && gap(1, -1) + state.triplet.margin >= 0) // of no triplet is the gap smaller
+      return "Every triplet acts: there is a loss behind it, the sum of the works of pull and push.";
     if (state.triplet_weight === "hinge") return "There is no loss behind it. The curl lies on the hinge's edge alone, where this square cannot show it.";
     return `There is no loss behind it: the curl is not zero. Its largest value in this square is ${write(largest)}.`;
   }
@@ -373,10 +378,12 @@ window.gradientSurgery = gradientSurgery;
     return holder;
   }
 
+  let remembering;
   const changed = () => {
-    history.replaceState(null, "", toHash(state));
     part("preset").value = "";
     draw();
+    clearTimeout(remembering); // Safari refuses more than 100 addresses in half a minute
+    remembering = setTimeout(() => history.replaceState(null, "", toHash(state)), 100);
   };
 
   function controls() {
@@ -396,6 +403,7 @@ window.gradientSurgery = gradientSurgery;
   }
 
   function choose(next) {
+    clearTimeout(remembering);
     state = next;
     controls();
     draw();

@@ -104,6 +104,29 @@ def test_triplets_of_ours_and_of_the_rival_agree():
         assert torch.allclose(ratio, ratio[0], rtol=1e-6), name
 
 
+def test_a_rival_is_read_in_single_precision_and_with_equal_embeddings():
+    rivals = pytest.importorskip("pytorch_metric_learning.losses")
+    x, labels = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)), torch.arange(64) // 4
+    twins = x.clone()
+    twins[5] = twins[2]  # of two classes
+    for batch in x, twins:
+        ours = dissect(build_loss("MultiSimilarityLoss"), batch, labels)
+        found = dissect(rivals.MultiSimilarityLoss(), batch, labels)
+        assert found.reconstruction_error < 1e-5 and relative_error(found.coefficients, ours.coefficients) < 1e-5
+    assert dissect(rivals.SmoothAPLoss(), x, labels).reconstruction_error < 1e-5  # compares class by class
+
+
+def test_a_step_is_along_the_sphere():
+    lengthened = dissect(lambda x, y: of_embeddings(x, y) + x.square().sum(), X, LABELS)
+    assert torch.allclose(lengthened.steps, dissect(of_embeddings, X, LABELS).steps)
+
+
+def test_where_nothing_acts_nothing_is_missing():
+    x, labels = torch.eye(3, dtype=torch.float64).repeat_interleave(2, 0), torch.arange(6) // 2
+    found = dissect(GradientSurgery("euclidean", "constant", "hinge", "all"), x, labels)
+    assert found.active == 0 and found.reconstruction_error == 0
+
+
 @pytest.mark.parametrize("case, error, message", [
     (dict(loss=3), TypeError, "loss is a int"),
     (dict(sees="pixels"), ValueError, "sees is 'pixels'"),

@@ -78,9 +78,10 @@ def test_gaps_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     package = tmp_path / "gradient_surgery"
     package.mkdir()
     (package / "made.py").write_text(
-        "__all__ = ['told', 'silent']\n"
+        "__all__ = ['told', 'silent', 'Made']\n"
         "def told(\n    a, # what it is\n    b: int,\n    # how it is done\n    c=1,\n    *rest, **options,\n):\n    'Done.'\n"
         "def silent(a): return a\n"
+        "class Made:\n    'Made.'\n    def work(self, b):\n        'Works.'\n"
     )
     monkeypatch.setattr(reference, "PACKAGE", package)
     reference.modules.cache_clear()
@@ -88,8 +89,9 @@ def test_gaps_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert reference.gaps() == [
             "gradient_surgery.made.silent has no docstring",
             "gradient_surgery.made.silent: a has neither a type nor a comment",
+            "gradient_surgery.made.Made.work: b has neither a type nor a comment",
         ]
-        (entry, _) = reference.entries(reference.documented("made"))
+        (entry, *_) = reference.entries(reference.documented("made"))
         assert entry.signature() == (
             "def told(\n    a, # what it is\n    b: int,\n    c=1, # how it is done\n    *rest,\n    **options,\n)"
         )

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from gradient_surgery.data.folder import FolderOfClasses, folder_splits
 from gradient_surgery.data.sampling import BalancedSampler
 from gradient_surgery.losses import CrossBatchMemory, build_loss, find_loss
+from gradient_surgery.mining import mine
 from gradient_surgery.models import build_model, load_weights
+from gradient_surgery.pair_loss import pair_masks
 from gradient_surgery.surgery import GradientSurgery
 from gradient_surgery.training import load_run, read_config, train
 
@@ -58,6 +60,7 @@ MISTAKES = {
     "labels of another length": (call(X, Y[:5]), ValueError, r"labels has shape \(5,\); expected \[6\]"),
     "labels of another shape": (call(X, Y[:, None]), ValueError, r"labels has shape \(6, 1\)"),
     "labels that are no integers": (call(X, Y.float()), TypeError, "labels has type torch.float32"),
+    "labels that are true or false": (call(X, Y > 0), TypeError, "labels has type torch.bool; expected integers"),
     "one class only": (call(X, torch.zeros(6, dtype=torch.long)), ValueError, "labels give no negative pair"),
     "no positive pair": (call(X, torch.arange(6)), ValueError, "labels give no positive pair"),
     "an empty batch": (call(X[:0], Y[:0]), ValueError, r"embeddings has shape \(0, 4\)"),
@@ -71,14 +74,19 @@ MISTAKES = {
     "an unknown pair weight": (lambda tmp_path: GradientSurgery(pair_weight="big"), ValueError, "pair_weight is 'big'; expected one of constant"),
     "an unknown triplet weight": (lambda tmp_path: GradientSurgery(triplet_weight="x"), ValueError, "triplet_weight is 'x'; expected one of constant"),
     "an unknown miner": (lambda tmp_path: GradientSurgery(mining="gold"), ValueError, "mining is 'gold'; expected one of all"),
+    "an unknown choice of positives": (lambda tmp_path: mine(X @ X.T, *pair_masks(Y, Y), positive="hard"), ValueError, "positive is 'hard'; expected one of all, hardest, easiest"),
+    "an unknown choice of negatives": (lambda tmp_path: mine(X @ X.T, *pair_masks(Y, Y), negative="semi-hard"), ValueError, "negative is 'semi-hard'; expected one of all, hardest, semihard"),
     "an unknown loss": (lambda tmp_path: build_loss("Loss"), ValueError, "loss is 'Loss'; expected one of ContrastiveLoss"),
     "an unknown option of a loss": (lambda tmp_path: build_loss("ContrastiveLoss", m=1), ValueError, "options of ContrastiveLoss are m: "),
     "no tensor for a memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4)(X.tolist(), Y), TypeError, "embeddings is a list"),
+    "a memory of N-pairs": (lambda tmp_path: CrossBatchMemory(build_loss("NPairsLoss"), 4), TypeError, "loss is a NPairsLoss"),
+    "proxies of no size": (lambda tmp_path: build_loss("ArcFaceLoss"), ValueError, "ArcFaceLoss has proxies; expected proxies="),
+    "bins that do not end at 1": (lambda tmp_path: build_loss("HistogramLoss", delta=0.3), ValueError, "delta is 0.3"),
     "a memory of a proxy loss": (lambda tmp_path: CrossBatchMemory(build_loss("ProxyNCALoss", (3, 4)), 4), TypeError, "loss is a ProxyNCALoss"),
     "a batch larger than the memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4, memory_size=5)(X, Y), ValueError, "memory_size=5"),
     "a label without a proxy": (lambda tmp_path: build_loss("ArcFaceLoss", (2, 4))(X, Y), ValueError, "labels contain 2; expected 0 to 1"),
     "embeddings of another size than the proxies": (lambda tmp_path: build_loss("ArcFaceLoss", (3, 5))(X, Y), ValueError, "embeddings have 4 dimensions"),
-    "a proxy loss without sizes": (lambda tmp_path: build_loss("ArcFaceLoss"), ValueError, "num_classes"),
+    "a proxy loss without sizes": (lambda tmp_path: build_loss("ArcFaceLoss"), ValueError, r"ArcFaceLoss has proxies; expected proxies="),
     "a label without a boundary": (lambda tmp_path: build_loss("MarginLoss", num_classes=2)(X, Y), ValueError, "labels contain 2; expected 0 to 1"),
     "embeddings without a signal": (lambda tmp_path: build_loss("SignalToNoiseRatioContrastiveLoss")(with_row(1.0), Y), ValueError, "variance"),
     "bins that disagree": (lambda tmp_path: build_loss("HistogramLoss", n_bins=10, delta=0.1), ValueError, "delta"),

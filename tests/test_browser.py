@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 import pytest
 import torch
 
-from gradient_surgery.flows import flow, particles
+from gradient_surgery.flows import flow, nearest_loss, particles
 from gradient_surgery.geometry import tangent_length
 from gradient_surgery.surgery import GradientSurgery
 from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS
@@ -178,6 +178,39 @@ def test_explorer_moves_particles_as_the_package_does(explorer: Callable) -> Non
             [state, start.tolist(), labels.tolist()])
         expected = flow(loss, start, labels, steps=25)
         torch.testing.assert_close(torch.tensor(way, dtype=torch.float64), expected, rtol=1e-6, atol=1e-6, msg=str(state))
+
+
+@pytest.mark.parametrize("margin", [2, 1.9])
+def test_explorer_knows_the_loss_of_a_hinge_that_always_acts(explorer: Callable, margin: float) -> None:
+    page = explorer(f"#direction=euclidean&pair_weight=linear&triplet_weight=hinge&triplet.margin={margin}")
+    loss = GradientSurgery("euclidean", "linear", TRIPLET_WEIGHTS["hinge"](margin=margin), "all")
+    exists = nearest_loss(loss.pair_coefficients)[1] < 1e-9
+    assert exists == (margin == 2)
+    assert ("there is a loss" if exists else "There is no loss") in page.locator("[data-part=curl-says]").inner_text()
+
+
+def test_explorer_writes_the_address_once_a_slider_stops(explorer: Callable, complaints: list[str]) -> None:
+    page = explorer()
+    written = page.evaluate("""async () => {
+        let written = 0;
+        const write = history.replaceState.bind(history), slider = document.querySelector("[data-part=triplet-point] input");
+        history.replaceState = (...words) => { written += 1; write(...words); };
+        for (let step = 0; step < 20; step++) {
+            slider.value = step / 100;
+            slider.dispatchEvent(new Event("input"));
+        }
+        await new Promise((done) => setTimeout(done, 1000));
+        return written;
+    }""")
+    assert (written, complaints) == (1, [])
+    assert "s_ap=0.19&" in page.evaluate("location.hash")
+
+
+def test_explorer_runs_twice_in_one_page(explorer: Callable, root: Path, complaints: list[str]) -> None:
+    page = explorer()
+    page.add_script_tag(content=(root / "site" / "explorer.js").read_text(encoding="utf-8"))
+    assert len(set(page.locator("[data-part=flow] .mark").evaluate_all("all => all.map((one) => one.getAttribute('d'))"))) == 3
+    assert complaints == []
 
 
 def shown(page: "playwright.Page", row: str) -> list[float]:

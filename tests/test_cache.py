@@ -1,5 +1,6 @@
 """The cache of decoded images: the same pixels, and never half a file, whoever builds it and whatever happens meanwhile."""
 
+import errno
 import json
 import os
 import pickle
@@ -61,6 +62,27 @@ def left(tmp_path: Path) -> list[str]:
 def same(fast: cache.Cached, images: FolderOfClasses) -> bool:
     return len(fast) == len(images) and all(
         fast[i][0].equal(images[i][0]) and fast[i][1] == images[i][1] for i in range(len(images)))
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    "From now on nothing can be written (permissions do not hold for root)."
+    real = Path.open
+
+    def opened(path, mode="r", *arguments, **options):
+        if "w" in mode:
+            raise OSError(number, os.strerror(number))
+        return real(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_can_only_be_read(images: FolderOfClasses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    made(images, tmp_path)
+    read_only(monkeypatch, number)
+    assert same(made(images, tmp_path), images)
+    with pytest.raises(OSError, match="could not be written .*name another folder"):  # another cache
+        made(images, tmp_path, size=SIZE + 1)
 
 
 # --- what comes out ---

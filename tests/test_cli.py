@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gradient_surgery import training
 from gradient_surgery.cli import app
 from gradient_surgery.losses import CATALOGUE
 
@@ -40,10 +42,10 @@ def test_train_then_evaluate(photos, tmp_path):
     resumed = run("train", "--dataset", photos, *SMALL, "--name", "mine", "--resume", folder=tmp_path)
     assert resumed.returncode == 0 and resumed.stdout == first.stdout
 
-    measured = run("evaluate", "runs/mine", "--output", "scores.json", folder=tmp_path)
+    measured = run("evaluate", "runs/mine", "--output", "new/scores.json", folder=tmp_path)
     assert measured.returncode == 0, measured.stderr
     metrics = json.loads((tmp_path / "runs" / "mine" / "metrics.json").read_text())
-    assert json.loads((tmp_path / "scores.json").read_text()) == pytest.approx(metrics["after"], abs=1e-9)
+    assert json.loads((tmp_path / "new" / "scores.json").read_text()) == pytest.approx(metrics["after"], abs=1e-9)
 
     embedded = run("embed", photos, "--run", "runs/mine", "--output", "photos.parquet", folder=tmp_path)
     assert embedded.returncode == 0 and "180 images in 16 dimensions" in embedded.stdout, embedded.stderr
@@ -85,10 +87,33 @@ def test_dissect_takes_anything(photos, tmp_path, run_here):
         assert header == "anchor,reference,positive,similarity,coefficient" and len(pairs) >= 16
     trained = run("train", "--dataset", photos, *SMALL, "--name", "mine", "--quiet", folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    words = ["CircleLoss", "--run", "runs/mine", "--num-classes", 3, "--per-class", 3]
-    found = run("dissect", *words, folder=tmp_path)
+    words = ["CircleLoss", "--run", "runs/mine", "--num-classes", 3, "--per-class"]
+    found = run("dissect", *words, 3, folder=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "9 × 9" in found.stdout
+    fewer = run_here("dissect", *words, 8, folder=tmp_path)  # each class has six images
+    assert fewer.returncode == 0 and "18 × 18" in fewer.stdout, fewer.stderr
+
+
+def test_a_run_without_validation_is_dissected_on_images_as_it_is_measured(photos, tmp_path, run_here, monkeypatch):
+    words = ["--dataset", photos, "--cache", "cache", *SMALL, "--set", "crop=random", "--set", "validation=0", "--set", "stored_size=48", "--quiet"]
+    trained = run_here("train", *words, "--name", "mine", folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    real, sizes = training.embed, []
+    monkeypatch.setattr(training, "embed", lambda model, images: sizes.append(images[0][0].shape) or real(model, images))
+    found = run_here("dissect", "CircleLoss", "--run", "runs/mine", folder=tmp_path)
+    assert found.returncode == 0 and sizes == [(3, 32, 32)], found.stderr
+
+
+def test_evaluate_refuses_classes_that_were_trained_on(photos, tmp_path, run_here):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    assert run_here("train", "--dataset", images, *SMALL, "--name", "mine", "--quiet", folder=tmp_path).returncode == 0
+    (images / "class00").rename(images / "zebra")
+    refused = run_here("evaluate", "runs/mine", folder=tmp_path)
+    assert refused.returncode == 1 and "the classes of the data are not those of the run" in refused.stderr
+    assert run_here("evaluate", "runs/mine", "--dataset", photos, folder=tmp_path).returncode == 0  # other data, says the user
+    (tmp_path / "runs" / "mine" / "classes.json").unlink()  # as in an older run
+    assert run_here("evaluate", "runs/mine", folder=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("words", [
@@ -98,6 +123,22 @@ def test_help(words, tmp_path, run_here):
     result = run_here(*words, "--help", folder=tmp_path)
     assert result.returncode == 0 and "Usage: gradient_surgery" in result.stdout
     assert not words or words == ["losses"] or "Example" in result.stdout
+
+
+@pytest.mark.parametrize("words, said", [
+    ("train --set loss_options={margin:", ["--set loss_options={margin: is no YAML"]),
+    ("train --model botnet50ts_256 --set pretrained=true", ["No pretrained weights exist", "Or give a file of weights by `weights`"]),
+    ("train --model vit_tiny_patch16_224", ["Input height (64) doesn't match model (224)"]),
+])
+def test_mistakes_that_others_find_are_sentences_too(words, said, tmp_path, run_here):
+    result = run_here(*words.split(), folder=tmp_path)
+    assert result.returncode == 1 and all(each in result.stderr for each in said), result.stderr
+    assert any(line.startswith("Error: ") for line in result.stderr.split("\n"))  # below a progress bar
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path, run_here):
+    found = run_here("dissect", "NTXentLoss", "--set", "temperature=1e-1", folder=tmp_path)
+    assert found.returncode == 0 and found.stdout == run_here("dissect", "NTXentLoss", "--set", "temperature=0.1", folder=tmp_path).stdout
 
 
 @pytest.mark.parametrize("words", ["train --loss Nothing", "train --set nothing=1", "train --dataset nowhere", "evaluate nowhere", "train --dataset cub", "train --recipe nowhere.yaml", "embed nowhere --run nowhere --output it", "search it --run nowhere --index it", "export nowhere --output it.pt", "data check cub --root nowhere", "dissect nothing.Loss", "dissect CircleLoss --run nowhere", "dissect CircleLoss --set radius=1"])

@@ -343,6 +343,13 @@ def test_six_classes_can_be_split() -> None:
     assert [len(part.class_names) for part in split_by_class(Classes(6), (1 / 3, 1 / 3, 1 / 3))] == [2, 2, 2]
 
 
+def test_too_few_classes_for_validation_can_do_without() -> None:
+    with pytest.raises(ValueError, match="each needs two. Bring more classes, or do without validation classes .`validation=0`"):
+        split_by_class(Classes(8))
+    with pytest.raises(ValueError, match="Bring more classes$"):
+        split_by_class(Classes(3), (0.5, 0, 0.5))
+
+
 def test_folder_brings_its_split(tmp_path: Path) -> None:
     for split, classes in {"train": "abc", "validation": "de", "test": "fg"}.items():
         fill(tmp_path / split, **dict.fromkeys(classes, 2))
@@ -361,8 +368,25 @@ def test_folder_without_split_is_split_by_class(tmp_path: Path) -> None:
 def test_half_a_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         fill(tmp_path / split, a=1, b=1)
-    with pytest.raises(ValueError, match="has test and train but no validation; add what is missing"):
+    with pytest.raises(ValueError, match="has test and train but no validation; add what is missing.*`validation=0`"):
         folder_splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "valid"])
+def test_validation_has_three_names(tmp_path: Path, name: str) -> None:
+    for split, classes in {"train": "abc", name: "de", "test": "fg"}.items():
+        fill(tmp_path / split, **dict.fromkeys(classes, 2))
+    assert ["".join(part.class_names) for part in folder_splits(tmp_path)] == ["abc", "de", "fg"]
+    (tmp_path / ("val" if name == "valid" else "valid")).mkdir()
+    with pytest.raises(ValueError, match="expected one folder for each"):
+        folder_splits(tmp_path)
+
+
+def test_a_split_without_validation(tmp_path: Path) -> None:
+    for split, classes in {"train": "abc", "test": "fg"}.items():
+        fill(tmp_path / split, **dict.fromkeys(classes, 2))
+    train, validation, test = folder_splits(tmp_path, fractions=(0.5, 0, 0.5))
+    assert validation is None and (train.class_names, test.class_names) == ([*"abc"], [*"fg"])
 
 
 def test_class_in_two_splits(tmp_path: Path) -> None:

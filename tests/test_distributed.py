@@ -24,7 +24,7 @@ if sys.argv[2] == "accelerate":
 else:
     dist.init_process_group("gloo")
 x, labels = example_batch()
-rank, parts = dist.get_rank(), torch.tensor_split(torch.arange(24), [9, 12, 20][: dist.get_world_size() - 1])
+rank, parts = dist.get_rank(), torch.tensor_split(torch.arange(24), list(map(int, sys.argv[3:])))
 mine, found = x.detach()[parts[rank]].requires_grad_(), {}
 for name in CATALOGUE:
     torch.manual_seed(0)
@@ -36,11 +36,16 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("starter, processes", [("torch", 4), ("accelerate", 2)])
-def test_the_joined_batch(starter: str, processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("starter, cuts", [
+    ("torch", [9, 12, 20]), ("accelerate", [9]),
+    ("torch", [23]),  # the second process has one embedding, which is alone in its class
+], ids=lambda value: str(value))
+def test_the_joined_batch(starter: str, cuts: list[int], tmp_path: Path) -> None:
+    processes = len(cuts) + 1
     (tmp_path / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run([*launch, tmp_path / "script.py", tmp_path, starter], capture_output=True, text=True)
+    arguments = [tmp_path / "script.py", tmp_path, starter, *map(str, cuts)]
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
     x, labels = example_batch()

@@ -301,3 +301,6 @@ def test_commands(mock, tmp_path, monkeypatch):
     ):
         code, told = run(*words)
         assert code == 1 and said in told and "Traceback" not in told
+    before = Path("runs/mock/records.jsonl").read_text()
+    code, told = run("experiment", "mock", "collapse", "--set", "trouble=none", "--seeds", "5", "--quiet")
+    assert code == 1 and "no parameter trouble" in told and Path("runs/mock/records.jsonl").read_text() == before

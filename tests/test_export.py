@@ -63,6 +63,12 @@ def test_readme_is_current(root: Path) -> None:
     run(sys.executable, "scripts/readme.py", "--check", cwd=root)
 
 
+def test_readme_leads_somewhere(root: Path) -> None:
+    links = re.findall(r"\]\((?!#|[a-z]+:)([^)#\s]+)", (root / "README.md").read_text(encoding="utf-8"))
+    assert any("/losses/" in link for link in links)
+    assert [link for link in links if not (root / link).exists()] == []
+
+
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|root|home|tmp)/[A-Za-z0-9_.-]+")
 REGISTRY = re.compile(r"registry[.]npmjs|pypi[.]org|pythonhosted[.]org|deb[.]debian", re.I)
 

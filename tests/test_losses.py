@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import json
+import math
 import warnings
 from itertools import product
 from pathlib import Path
@@ -15,12 +16,12 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from torch.nn.functional import normalize
 
 from gradient_surgery.anatomy import dissect, relative_error
-from gradient_surgery.geometry import DIRECTIONS
+from gradient_surgery.geometry import DIRECTIONS, Direction
 from gradient_surgery.losses import CATALOGUE, FAMILIES, CrossBatchMemory, build_loss
 from gradient_surgery.mining import MINING
-from gradient_surgery.proxy_loss import ProxyLoss
+from gradient_surgery.proxy_loss import ProxyLoss, proxy_gradient_error
 from gradient_surgery.surgery import GradientSurgery
-from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS
+from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS, hinge_triplet_weight
 
 COMPOSITIONS = [GradientSurgery(*names) for names in product(DIRECTIONS, PAIR_WEIGHTS, TRIPLET_WEIGHTS, MINING)]
 # other arguments than the defaults, where they take another path through the code
@@ -340,6 +341,76 @@ def test_an_error_of_a_fused_loss_is_its_own():
     loss.compile(backend="eager")
     with pytest.raises(ValueError, match="labels contain 3; expected 0 to 1"):
         loss(torch.randn(8, 4), torch.arange(8) // 2)
+
+
+def test_a_gradient_that_is_no_number_proves_nothing():
+    loss = built(("NormalizedSoftmaxLoss", {}))
+    x, labels = torch.randn(8, 5, dtype=torch.float64), torch.arange(8) // 2
+    of_infinity = lambda x, labels: loss(x, labels) + (loss.proxies * 0).sum().sqrt()  # by the proxies alone
+    assert proxy_gradient_error(loss, loss, x, labels) == 0
+    assert math.isnan(proxy_gradient_error(loss, of_infinity, x, labels))
+
+
+def test_a_compiler_is_given_its_options():
+    seen = []
+    def backend(graph, inputs, options=None):
+        seen.append(options)
+        return graph
+
+    loss, x, labels = build_loss("NTXentLoss"), torch.randn(8, 4, requires_grad=True), torch.arange(8) // 2
+    plain = gradient_of(loss, x, labels)
+    loss.compile(backend=backend, options={"max_autotune": True})
+    assert relative_error(gradient_of(loss, x, labels), plain) < 1e-6
+    assert seen and all(options == {"max_autotune": True} for options in seen)
+
+
+@pytest.mark.parametrize("mining", MINING)
+def test_nobody_has_a_positive(mining):
+    x, labels = torch.randn(40, 5, dtype=torch.float64, requires_grad=True), torch.arange(40) // 2
+    none = torch.zeros(0, dtype=torch.long)
+    nobody = none, none, torch.tensor([0, 4]), torch.tensor([2, 1])  # of a miner that found no positive pair
+    loss = GradientSurgery(mining=mining)
+    assert (torch.autograd.grad(loss(x, labels, nobody), x)[0] == 0).all()
+    labels = torch.cat([torch.arange(20) // 2, torch.arange(100, 120)])  # a chunk of rows without one
+    whole, chunked = GradientSurgery(mining=mining), GradientSurgery(mining=mining)
+    chunked.entries = 10 * 40
+    assert relative_error(gradient_of(chunked, x, labels), gradient_of(whole, x, labels)) < 1e-10
+
+
+@pytest.mark.parametrize("chosen", [one for one in PLAIN if not isinstance(built(one), ProxyLoss)], ids=name_of)
+def test_coefficients_of_singletons_alone(chosen):
+    value, C = built(chosen).coefficients(torch.rand(5, 5, dtype=torch.float64), torch.arange(5))
+    assert value.isfinite() and C.isfinite().all()
+
+
+def test_a_slope_may_be_infinite_where_nothing_acts():
+    chord = Direction("chord", lambda s: (2 - 2 * s).clamp(min=0).sqrt(), lambda s: (2 - 2 * s).clamp(min=0).rsqrt())
+    x, labels = torch.randn(40, 5, dtype=torch.float64, requires_grad=True), torch.arange(40) // 3
+    x.data = torch.cat([torch.eye(5, dtype=torch.float64), x[5:]])  # s = 1 without rounding
+    for names in product(PAIR_WEIGHTS, TRIPLET_WEIGHTS, MINING):
+        ours, known = GradientSurgery(chord, *names), GradientSurgery("euclidean", *names)
+        assert torch.isclose(ours(x, labels), known(x, labels)), names
+        assert relative_error(gradient_of(ours, x, labels), gradient_of(known, x, labels)) < 1e-10, names
+
+
+def test_a_triplet_weight_with_a_gap_of_its_own_keeps_it_over_all_triplets():
+    hinge = hinge_triplet_weight()._replace(gap=lambda s_ap, s_an: 3 * (s_an - s_ap))
+    x, labels = torch.randn(24, 5, dtype=torch.float64, requires_grad=True), torch.arange(24) // 4
+    one_by_one = GradientSurgery("geodesic", "constant", hinge._replace(over_all=None), "all")
+    assert torch.equal(
+        gradient_of(GradientSurgery("geodesic", "constant", hinge, "all"), x, labels), gradient_of(one_by_one, x, labels))
+
+
+def test_memory_of_a_miner_of_ones_own_is_bounded():
+    sizes = []
+    def own(similarity, positives, negatives):
+        sizes.append(len(similarity))
+        return MINING["all"](similarity, positives, negatives)
+
+    loss = GradientSurgery(mining=own)
+    loss.entries = 24 * 24
+    gradient_of(loss, torch.randn(24, 5, requires_grad=True), torch.arange(24) // 4)
+    assert max(sizes) == 6  # each of its rows has four in its class
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
 "Models: shapes, ImageNet weights against the implementation they were made for, weights on disk, and what errors say."
+import argparse
 import builtins
 import subprocess
 import sys
@@ -93,6 +94,28 @@ def test_weights_of_others_from_a_file(tmp_path, wrap, ours):
     torch.save(wrap(theirs.state_dict()), tmp_path / "theirs.pth")
     model, images = build_model(ours, weights=tmp_path / "theirs.pth").eval(), torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(theirs.fc(model.backbone(images)), theirs(images))
+
+
+@pytest.mark.parametrize("ours", ["resnet18", "torchvision/resnet18"])
+def test_older_weights_lack_a_counter(tmp_path, ours):
+    theirs = torchvision.models.resnet18().eval()
+    tensors = {name: value for name, value in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(tensors, tmp_path / "theirs.pth")
+    model, images = build_model(ours, weights=tmp_path / "theirs.pth").eval(), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs.fc(model.backbone(images)), theirs(images))
+
+
+def test_weights_of_dinos_whole_checkpoint(tmp_path):
+    "Student and teacher, each a backbone and a head, and the options of the program."
+    import timm
+
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0).eval()
+    teacher = {f"backbone.{name}": value for name, value in theirs.state_dict().items()} | {"head.mlp.0.weight": torch.zeros(3)}
+    student = {f"module.{name}": torch.zeros(1) for name in teacher}
+    torch.save({"student": student, "teacher": teacher, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "dino.pth")
+    model = build_model("vit_tiny_patch16_224", weights=tmp_path / "dino.pth", img_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.backbone[1](images), theirs(images))
 
 
 def test_weights_of_a_run_from_a_file(tmp_path):

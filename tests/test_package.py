@@ -78,6 +78,16 @@ def test_types(root: Path, tmp_path: Path) -> None:
     run(sys.executable, "-m", "mypy", "--cache-dir", tmp_path, cwd=root)
 
 
+def test_licences_are_those_of_code_and_images(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = Parser().parsestr(wheel.read(name).decode())
+    assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-4.0 AND CC-BY-SA-4.0 AND MIT"
+    texts = {file.rpartition("/")[2]: wheel.read(file).decode() for file in wheel.namelist() if ".dist-info/licenses/" in file}
+    assert texts.keys() == {"LICENSE", "emoji_licences.md"}
+    for licence in ("Apache-2.0", "CC BY 4.0", "CC BY-SA 4.0", "MIT"):
+        assert f"[{licence}]" in texts["emoji_licences.md"]
+
+
 def test_requirements_hold_no_tools(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = Parser().parsestr(wheel.read(name).decode())

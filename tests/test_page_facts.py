@@ -59,6 +59,12 @@ def test_every_page_says_what_it_needs():
     ("from gradient_surgery.statistics import percent", "the package"),
     ("from gradient_surgery.heads import frozen_features",
      "the package; frozen features, which the extra `pretrained` makes, cached after the first time"),
+    ("from gradient_surgery.heads import standardise\nfrom gradient_surgery.studies import PUBLISHED, graft", "the package"),
+    ("from gradient_surgery.models import build_model\nbuild_model('resnet18', pretrained=True)",
+     "the package; a network trained on ImageNet, which the extra `pretrained` brings"),
+    ("import onnxruntime", "the package; onnxruntime (the extra `onnx`)"),
+    ("from pathlib import Path\nimport gradient_surgery\nrecords = Path(gradient_surgery.__file__).parents[1]",
+     "the package; a clone, installed with `pip install -e .`"),
 ])
 def test_needs_are_what_the_imports_say(code, expected, tmp_path):
     assert page_facts.needs(json.loads(made(tmp_path, "# A page", code).read_text())) == expected

@@ -12,7 +12,7 @@ import torch
 import yaml
 from making_sets import make_cub_of_emoji
 
-from gradient_surgery.config import Config, read_config
+from gradient_surgery.config import Config, key_and_value, read_config
 from gradient_surgery.data.transforms import Augment
 from gradient_surgery.losses import build_loss
 from gradient_surgery.models import build_model
@@ -60,6 +60,13 @@ def test_the_emoji_recipe_is_the_default():
     assert read_config(ROOT / "recipes" / "emoji.yaml") == Config()
 
 
+def test_the_emoji_recipe_expects_what_its_record_says():
+    said = re.search(r"Expected: R@1 ([\d.]+) % on classes never seen, from ([\d.]+) % untrained \(seed 0;", (ROOT / "recipes" / "emoji.yaml").read_text())
+    [record] = (json.loads(path.read_text()) for path in (ROOT / "records" / "quickstart").glob("45-0-GradientSurgery-*/record.json"))
+    found = record["metrics"]
+    assert said.groups() == (f"{100 * found['recall@1']:.1f}", f"{100 * found['untrained recall@1']:.1f}")
+
+
 @pytest.mark.parametrize("text, message", [
     ("learning_rat: 1", "unknown key learning_rat"),
     ("epochs: 1.5", "epochs is 1.5; expected a value of kind int"),
@@ -69,6 +76,11 @@ def test_the_emoji_recipe_is_the_default():
     ("warmup: 1", "warmup is 1.0; expected a share from 0, below 1"),
     ("stored_size: 0", "stored_size is 0; expected a number above 0"),
     ("- epochs", "holds list; expected lines"),
+    ("learning_rate: fast", "learning_rate is 'fast'; expected a value of kind float"),
+    ("milestones: [10, 20]", "milestones are [10, 20]; expected shares of the steps, between 0 and 1"),
+    ("ks: [1, 2.5]", "ks are [1, 2.5]; expected whole numbers from 1"),
+    ("ks: [0, 1]", "ks are [0, 1]; expected whole numbers from 1"),
+    ("loss_options: {margin: 0.2", "recipe.yaml is no YAML: while parsing a flow mapping"),
 ])
 def test_mistakes_in_a_recipe(tmp_path, text, message):
     (tmp_path / "recipe.yaml").write_text(text)
@@ -81,7 +93,23 @@ def test_a_configuration_survives_the_disk(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     assert read_config(tmp_path / "config.yaml") == config
     assert read_config(tmp_path / "config.yaml", seed=3) == replace(config, seed=3)
-    assert read_config(learning_rate="3e-4", weight_decay=1) == replace(Config(), learning_rate=3e-4, weight_decay=1.0)
+    assert read_config(weight_decay=1) == replace(Config(), weight_decay=1.0)
+
+
+@pytest.mark.parametrize("changes, message", [(dict(schedule="cosine"), "schedule is 'cosine'"), (dict(epochs=0), "epochs is 0"), (dict(milestones=[2.0]), "milestones are")])
+def test_a_configuration_made_in_python_is_checked_too(changes, message):
+    for make in (Config, lambda **changes: replace(Config(), **changes)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make(**changes)
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-3", 0.001), ("-2E+3", -2000.0), (".5e1", 5.0), ("1.e2", 100.0), ("1.5e-2", 0.015), ("7", 7), ("1e", "1e"), ("e3", "e3"), ("1e-3s", "1e-3s"),
+    ("{margin: 1e-2, names: [1e1]}", {"margin": 0.01, "names": [10.0]})])
+def test_numbers_as_people_write_them(tmp_path, text, value):
+    assert key_and_value(f"key={text}") == ("key", value)
+    (tmp_path / "recipe.yaml").write_text(f"loss_options: {{of: {text}}}")
+    assert read_config(tmp_path / "recipe.yaml").loss_options == {"of": value}
 
 
 def test_schedules_and_groups():

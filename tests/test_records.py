@@ -29,6 +29,12 @@ def test_a_table_notices_another_number() -> None:
     assert Table(records).csv() != before
 
 
+def test_one_seed_is_counted_once() -> None:
+    records = read_records(RECORDS / "collapse")
+    with pytest.raises(ValueError, match="two records have seed 0"):
+        Table([*records, records[0] | {"seconds": 1.0}])
+
+
 def test_end_to_end_are_the_leading_and_the_trailing() -> None:
     "The places that a comment in `studies` gives to the compositions that are trained end to end."
     from gradient_surgery.statistics import ranking, replicates

@@ -6,7 +6,6 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.nn.functional import normalize
 
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 @pytest.fixture(scope="module")
 def runs(photos, tmp_path_factory):
     "Two runs of one network, which differ by their seed."
-    AcceleratorState._reset_state(reset_partial_state=True)  # which holds a process to the first precision it was given
     folder, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
     patch.setattr(training, "draw", lambda *_: None)
     for seed in (0, 1):
@@ -51,6 +49,15 @@ def test_embeddings_are_the_models_and_survive_the_disk(photos, runs, tmp_path):
     assert again == paths and torch.equal(same, embeddings)
     table = pd.read_parquet(tmp_path / "all.parquet")
     assert list(table.columns) == ["path", "embedding"] and len(table) == 180 and len(table.embedding[0]) == 16
+
+
+def test_an_index_finds_its_images_from_another_folder(photos, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos)
+    paths, embeddings = embed_images(runs / "0", ["class03"])
+    write_embeddings(tmp_path / "new" / "few.parquet", paths, embeddings, run=runs / "0")  # whose folder is made
+    monkeypatch.chdir(tmp_path)
+    found, _ = read_embeddings(tmp_path / "new" / "few.parquet", run=runs / "0")
+    assert found == [photos / "class03" / f"{i}.png" for i in range(6)]
 
 
 def test_search_finds_what_is_most_similar(photos, runs, tmp_path):

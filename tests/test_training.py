@@ -1,15 +1,17 @@
 """A run of training: what it writes, that it goes on after a kill, and that nothing is lost."""
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.utils.data import Subset
 from tqdm import tqdm
@@ -18,13 +20,7 @@ from gradient_surgery import training
 from gradient_surgery.evaluation import evaluate
 from gradient_surgery.training import load_run, read_config, train
 
-FILES = {"config.yaml", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
-
-
-@pytest.fixture(autouse=True)
-def another_precision():
-    "accelerate holds a process to the first precision that it was given."
-    AcceleratorState._reset_state(reset_partial_state=True)
+FILES = {"config.yaml", "classes.json", "checkpoint", "history.csv", "metrics.json", "curves.png", "gallery.png", "triplets.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +80,52 @@ def test_a_folder_in_use_is_left_alone(photos, tmp_path):
         train(config_for(photos, epochs=1, learning_rate=0.5), tmp_path / "run", resume=True, quiet=True)
     assert train(config, tmp_path / "run", resume=True, quiet=True) == metrics  # finished: only said again
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "renamed"])
+def test_a_run_whose_classes_changed_does_not_go_on(photos, tmp_path, monkeypatch, change):
+    images, folder = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "run"
+    config = config_for(images, loss="ProxyAnchorLoss")
+    stop_after(monkeypatch, 1)
+    with pytest.raises(InterruptedError):
+        train(config, folder, quiet=True)
+    names, data = json.loads((folder / "classes.json").read_text()), training.load_datasets(config)
+    assert names == {"train": data.train.class_names, "validation": data.validation.class_names, "test": data.test.class_names}
+    assert sorted(sum(names.values(), [])) == sorted(path.name for path in images.iterdir())
+    if change == "added":
+        shutil.copytree(images / "class00", images / "another")
+    else:
+        (images / "class00").rename(images / "other" if change == "renamed" else tmp_path / "away")
+    with pytest.raises(ValueError, match="classes of the data are not those of the run .see .*classes.json.*start a new run"):
+        train(config, folder, resume=True, quiet=True)
+    with pytest.raises(ValueError, match="another configuration: dataset"):  # which is said first
+        train(config_for(photos), folder, resume=True, quiet=True)
+
+
+def test_an_older_run_that_does_not_name_its_classes_goes_on(photos, tmp_path, monkeypatch):
+    config = config_for(photos, epochs=2)
+    stop_after(monkeypatch, 1)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "classes.json").unlink()
+    assert train(config, tmp_path / "run", resume=True, quiet=True)["epochs"] == 2
+    assert (tmp_path / "run" / "classes.json").exists()
+
+
+def test_two_runs_in_one_process_may_have_two_precisions(photos, tmp_path):
+    for precision in ("bf16", "no"):
+        train(config_for(photos, epochs=1, precision=precision), tmp_path / precision, quiet=True)
+
+
+@pytest.mark.parametrize("changes", [dict(crop="random"), dict(image_size=96)])
+def test_emoji_are_what_they_are(changes):
+    with pytest.raises(ValueError, match="the emoji are 64 pixels and are not cropped: expected 'none' and 64"):
+        training.load_datasets(read_config(**changes))
+
+
+def test_half_of_the_classes_are_the_test(photos):
+    with pytest.raises(ValueError, match="validation is 0.5; expected a share below 0.5"):
+        training.load_datasets(config_for(photos, validation=0.5))
 
 
 def test_a_folder_without_validation(photos, tmp_path):
@@ -316,6 +358,24 @@ def test_stopped_within_an_epoch_it_ends_in_the_same_weights(photos, tmp_path, m
     assert_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_an_epoch_lasts_as_long_as_both_its_parts(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))  # a second each time it is asked
+    config = config_for(photos, epochs=1, checkpoint_every=1)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run", quiet=True)
+    last = tmp_path / "run" / "checkpoint" / "last.pt"
+    before = torch.load(last, weights_only=True)["seconds"]
+    train(config, tmp_path / "run", resume=True, quiet=True)
+    assert before == 2 and history(tmp_path / "run")[0]["seconds"] == before + 2  # it has a checkpoint after three steps of four, and an end
+
+
+def test_the_history_has_the_rate_of_the_head(photos, tmp_path):
+    config = config_for(photos, epochs=2, schedule="step", warmup=0.0, milestones=[0.5], backbone_rate=0.5, learning_rate=0.004)
+    train(config, tmp_path / "run", quiet=True)
+    assert [row["learning_rate"] for row in history(tmp_path / "run")] == pytest.approx([0.004, 0.0004])
+
+
 def test_it_goes_on_in_another_place(photos, tmp_path):
     config = config_for(photos, epochs=1)
     metrics = train(config, tmp_path / "run", quiet=True)
@@ -392,18 +452,37 @@ def test_weights_that_are_not_finite_are_not_saved(photos, tmp_path, monkeypatch
     assert saved["step"] == 2 and saved["model"]["head.bias"].isfinite().all()
 
 
-def test_accumulated_gradients_are_the_mean(photos, tmp_path):
-    from accelerate import Accelerator
+@pytest.mark.parametrize("crop, options, said", [("random", {"part": -1}, "part"), ("none", {}, "one class")])
+def test_a_mistake_is_not_taken_for_divergence(photos, tmp_path, monkeypatch, crop, options, said):
+    if crop == "none":
+        monkeypatch.setattr(training, "build_sampler", lambda *_: OneClass())
+    config = config_for(photos, crop=crop, crop_options=options, cache=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=said):
+        train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "stopped.txt").exists()
 
+
+class OneClass(list):
+    "A sampler of one batch, whose images are all of one class."
+    def __init__(self):
+        super().__init__([[0, 1, 2]])
+
+    def set_epoch(self, epoch):
+        pass
+
+
+@pytest.mark.parametrize("number, last", [(2, 2), (3, 1)])  # batches of an epoch, and of its last step
+def test_accumulated_gradients_are_the_mean(photos, number, last):
     config = config_for(photos, accumulate=2, optimizer="sgd", learning_rate=1.0, schedule="step", warmup=0.0, weight_decay=0.0, precision="no", **{
         name: SAME[name] for name in ("freeze_batch_norm", "new_classes", "augment")})
     data = training.load_datasets(config).train
-    batches = list(training.build_sampler(config, data.labels))[:2]
-    state = training.State(config, 2, Accelerator(mixed_precision="no"), 30)
+    batches = list(training.build_sampler(config, data.labels))[:number]
+    state = training.State(config, number, training.start_processes(config), 30)
+    state.step = number - last  # the batches before made a step
     before = [p.detach().clone() for p in state.network.parameters()]
-    for batch in batches:  # the gradients, by hand
+    for batch in batches[-last:]:  # the gradients, by hand
         images, labels = (each.to(before[0].device) for each in next(training.images_of(data, [batch], config)))
-        (training.loss_of(state, images, labels, training.Augment(**config.augment)) / 2).backward()
+        (training.loss_of(state, images, labels, training.Augment(**config.augment)) / last).backward()
     expected = [p.grad.clone() for p in state.network.parameters()]
     state.optimizer.zero_grad()
     training.train_epoch(state, data, batches, training.Augment(**config.augment), tqdm(disable=True))

@@ -206,8 +206,15 @@ def locked(
 
 @contextmanager
 def alone(path: Path):
-    "No two processes are in here with the same path."
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    "No two processes are in here with the same path; nor is one that writes, where nothing can be."
+    try:
+        opened = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        yield # a folder that can only be read, perhaps with a cache that is whole
+        return
+    with opened as lock:
         if locked(lock):
             for left_behind in path.parent.glob(f".*.{path.name}"):
                 left_behind.unlink()

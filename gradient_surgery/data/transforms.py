@@ -233,7 +233,12 @@ class Augment(nn.Module):
         with torch.autocast(images.device.type, enabled=False): # eight bits are few for a place
             return self.changed(images, generator, first)
 
-    def changed(self, images, generator, first):
+    def changed(
+        self,
+        images: UInt8[Tensor, "n 3 h w"],
+        generator: torch.Generator,
+        first: Float[Tensor, "n 2 2"] | None,
+    ) -> Float[Tensor, "n 3 h w"]:
         "What `forward` gives, in full precision."
         uniform = torch.rand(len(images), 26, generator=generator)
         maps = self.places(uniform, *images.shape[2:]), self.colours(uniform), self.boxes(uniform)
@@ -249,7 +254,9 @@ class Augment(nn.Module):
                 part.copy_(erase(part, boxes))
         return result
 
-    def places(self, uniform, height, width):
+    def places(
+        self, uniform: Float[Tensor, "n 26"], height: int, width: int
+    ) -> Float[Tensor, "n 2 3"]:
         "From columns 0 to 4 of the random numbers."
         most, either_way = self.strengths, 2 * uniform - 1
         return place_map(
@@ -260,7 +267,7 @@ class Augment(nn.Module):
             height=height, width=width,
         )
 
-    def colours(self, uniform):
+    def colours(self, uniform: Float[Tensor, "n 26"]) -> Matrices:
         "From columns 5 to 20; the rightmost map comes first."
         most, either_way, one = self.strengths, 2 * uniform - 1, torch.ones(len(uniform))
         white = float(self.outside == "zeros")
@@ -275,7 +282,7 @@ class Augment(nn.Module):
             @ invert(white * one) @ brighten(one / 255)
         )
 
-    def boxes(self, uniform):
+    def boxes(self, uniform: Float[Tensor, "n 26"]) -> Float[Tensor, "n 4"]:
         "From columns 21 to 25: sides of a fifth to a half of the image's, centred anywhere in it."
         chosen = (uniform[:, 21:22] < self.strengths["erase"]).float()
         half, centre = chosen * (0.1 + 0.15 * uniform[:, 22:24]), uniform[:, 24:26]

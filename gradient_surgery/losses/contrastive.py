@@ -37,7 +37,11 @@ class MeanOverPairs(PairLoss, indices=(4,)):
     Subclasses define `pull` and `push`, what they say about a positive and about a negative."""
     passes = 1
 
-    def kinds(self, similarity, batch):
+    def kinds(
+        self,
+        similarity, # Float[Tensor, "a n"]
+        batch, # what is known of these anchors
+    ):
         "Columns, which of the pairs count, values and derivatives: of positives, of negatives."
         p, real = batch.positives
         pull, push = self.pull(similarity.gather(1, p)), self.push(similarity)

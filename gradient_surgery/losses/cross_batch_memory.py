@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .n_pairs import NPairsLoss
 from ..pair_loss import Operands, PairLoss, find_members, which_pairs
 from ..proxy_loss import ProxyLoss, check_size
 
@@ -18,7 +19,8 @@ class CrossBatchMemory(nn.Module):
     """A pair loss between each batch and the last embeddings, those of the batch included;
     averaged as in the loss inside. Wang et al. 2020.
 
-    Raises `TypeError` for a loss that is no pair loss or has references of its own."""
+    Raises `TypeError` for a loss that is no pair loss, has references of its own, or takes one
+    pair of each class only."""
     embedding_memory: Float[Tensor, "memory_size d"]
     label_memory: Int[Tensor, "memory_size"]
     own: Int[Tensor, "n"] | None # where those of the last batch are
@@ -29,10 +31,10 @@ class CrossBatchMemory(nn.Module):
         *, memory_size: int = 1024, # how many embeddings are kept
     ):
         super().__init__()
-        if not isinstance(loss, PairLoss) or isinstance(loss, ProxyLoss):
+        if not isinstance(loss, PairLoss) or isinstance(loss, ProxyLoss | NPairsLoss):
             raise TypeError(
-                f"loss is a {type(loss).__name__}; expected a PairLoss that compares "
-                "embeddings with one another, not with proxies")
+                f"loss is a {type(loss).__name__}; expected a PairLoss that compares all "
+                "embeddings with one another, not with proxies, nor one pair of each class")
         self.loss, self.embedding_size, self.memory_size = loss, embedding_size, memory_size
         self.register_buffer("embedding_memory", torch.zeros(memory_size, embedding_size))
         self.register_buffer("label_memory", torch.zeros(memory_size, dtype=torch.long))

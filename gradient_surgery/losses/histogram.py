@@ -37,7 +37,8 @@ def soft_histogram(
 # %% ../../nbs/losses/histogram.ipynb #fd624fbb
 class HistogramLoss(PairLoss):
     """Probability that a negative pair is nearer than a positive pair, averaged over all of both.
-    Ustinova and Lempitsky 2016. Raises `ValueError` if `n_bins` and `delta` disagree."""
+    Ustinova and Lempitsky 2016. Raises `ValueError` if `n_bins` and `delta` disagree, or bins of
+    width `delta` do not end at 1."""
     components = Components("cosine", "constant", "the other histogram", "all pairs")
     passes = 1
     n_bins: int | None = None # R; None: from delta, or 100
@@ -80,10 +81,15 @@ def beside_a_positive(
 
 
 def number_of_bins(n_bins: int | None, delta: float | None) -> int:
-    "The number of bins, given directly or by their width. Raises `ValueError` if both disagree."
-    if n_bins is None:
-        return 100 if delta is None else round(2 / delta)
-    if delta is not None and round(2 / delta) != n_bins:
+    """The number of bins, given directly or by their width.
+    Raises `ValueError` if both disagree, or such bins do not fill the interval."""
+    if delta is None:
+        return 100 if n_bins is None else n_bins
+    number = max(1, round(2 / delta))
+    if n_bins not in (None, number):
         raise ValueError(
             f"n_bins is {n_bins} and delta is {delta}; expected delta = 2 / n_bins. Give only one")
-    return n_bins
+    if abs(2 / delta - number) > 1e-6:
+        raise ValueError(
+            f"delta is {delta}; expected 2 over a whole number of bins, such as {2 / number:.6g}")
+    return number

@@ -27,7 +27,7 @@ class MarginLoss(PairLoss, indices=(4,)):
         super().__post_init__()
         beta = torch.full([self.num_classes or 1], float(self.beta))
         del self.beta # the number makes way for a tensor of its name
-        self.beta = nn.Parameter(beta) if self.learn_beta else nn.Buffer(beta)
+        self.beta = nn.Parameter(beta) if self.learn_beta else nn.Buffer(beta, persistent=False)
 
     def rows(self, similarity, positives, negatives, batch):
         which = batch.labels if len(self.beta) > 1 else torch.zeros_like(batch.labels)

@@ -45,17 +45,19 @@ def partners(
 # %% ../../nbs/losses/n_pairs.ipynb #793076d0
 def pairs_only(
     embeddings: Float[Tensor, "n d"], labels: Int[Tensor, "n"], indices_tuple: None = None,
-    *references, processes: Alone,
+    references=None, reference_labels=None, own=None, # as of `PairLoss.forward`
+    *, processes: Alone,
 ) -> tuple: # what `PairLoss.forward` takes
     "The first of each class against the second of each; what is given where they are no list."
-    if references or processes.size > 1: # in other processes a class may have other members
-        return embeddings, labels, indices_tuple, *references
+    given = embeddings, labels, indices_tuple, references, reference_labels, own
+    if references is not None or processes.size > 1: # a class may have members in other processes
+        return given
     check_side("embeddings", embeddings, "labels", labels)
     ordered, order = labels.to(embeddings.device).sort(stable=True)
     begins = ordered.diff(prepend=ordered[:1] - 1) != 0
     place = (begins[:-1] & ~begins[1:]).nonzero()[:, 0] # of each class that goes on
     if len(place) < 2:
-        return embeddings, labels, indices_tuple
+        return given
     chosen = order[torch.cat([place, place + 1])]
     pairs, classes = embeddings.index_select(0, chosen), ordered[place] # its way back beats that of []
     return pairs[: len(place)], classes, indices_tuple, pairs[len(place) :], classes
