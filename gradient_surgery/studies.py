@@ -264,7 +264,7 @@ def options(*composition: str) -> dict[str, str]:
 END_TO_END: dict[str, list] = {"loss": ["GradientSurgery"], "epochs": [15], "loss_options": [
     options("euclidean", "constant", "constant", "easy_positive_hard"), # two of the first three,
     options("euclidean", "constant", "constant", "easy_positive_semihard"), # this one the default
-    options("geodesic", "constant", "circle", "all"), # last but one
+    options("geodesic", "constant", "circle", "all"), # of the last four
     options("geodesic", "constant", "constant", "all"), # last
 ]}
 END_TO_END_SMOKE = END_TO_END | {"epochs": [1], "loss_options": END_TO_END["loss_options"][1:2]}
