@@ -293,7 +293,8 @@ def search(
     for query, files, values in zip(asked, found, similarity.tolist()):
         typer.echo(str(query))
         for file, value in zip(files, values):
-            typer.echo(f"  {value:.3f}  {file}")
+            inside = file.is_relative_to(Path.cwd()) # then its path is short, as it was typed
+            typer.echo(f"  {value:.3f}  {file.relative_to(Path.cwd()) if inside else file}")
     if plot:
         show_search(asked, found, similarity, path=plot)
 
