@@ -80,7 +80,6 @@ MISTAKES = {
     "an unknown option of a loss": (lambda tmp_path: build_loss("ContrastiveLoss", m=1), ValueError, "options of ContrastiveLoss are m: "),
     "no tensor for a memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4)(X.tolist(), Y), TypeError, "embeddings is a list"),
     "a memory of N-pairs": (lambda tmp_path: CrossBatchMemory(build_loss("NPairsLoss"), 4), TypeError, "loss is a NPairsLoss"),
-    "proxies of no size": (lambda tmp_path: build_loss("ArcFaceLoss"), ValueError, "ArcFaceLoss has proxies; expected proxies="),
     "bins that do not end at 1": (lambda tmp_path: build_loss("HistogramLoss", delta=0.3), ValueError, "delta is 0.3"),
     "a memory of a proxy loss": (lambda tmp_path: CrossBatchMemory(build_loss("ProxyNCALoss", (3, 4)), 4), TypeError, "loss is a ProxyNCALoss"),
     "a batch larger than the memory": (lambda tmp_path: CrossBatchMemory(build_loss("NCALoss"), 4, memory_size=5)(X, Y), ValueError, "memory_size=5"),
