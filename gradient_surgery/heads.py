@@ -114,12 +114,12 @@ def build_step(
     heads: Sequence[Float[Tensor, "e d"]],
     losses: Sequence[nn.Module],
     learning_rates: Sequence[float],
-    own_rate: float, # of a loss's own parameters, relative to its head's
+    own_rates: Sequence[float], # of the losses' own parameters, relative to their heads'
 ) -> torch.optim.Optimizer:
     """The optimiser of heads and of what their losses learn.
     Raises `ValueError` for an unknown step."""
     groups = []
-    for head, loss, rate in zip(heads, losses, learning_rates, strict=True):
+    for head, loss, rate, own_rate in zip(heads, losses, learning_rates, own_rates, strict=True):
         groups.append({"params": [head], "lr": rate})
         groups.append({"params": list(loss.parameters()), "lr": rate * own_rate})
     if step == "adam":
@@ -162,7 +162,7 @@ def train_heads(
     *,
     learning_rates: Sequence[float], # of each head's first step; they fall to zero in a line
     step: str = "adam", # or "equal"
-    own_rate: float = 1.0, # for a loss's own parameters: this times the learning rate
+    own_rates: Sequence[float] | None = None, # times that, for losses' own parameters; None: 1
     steps: int = 200,
     num_classes: int = 32,
     per_class: int = 4,
@@ -176,7 +176,7 @@ def train_heads(
     first = torch.randn(shape, generator=random, dtype=values.dtype) / shape[1] ** 0.5
     weights = first.repeat(len(losses), 1, 1) # all heads start alike
     heads = list(weights) # views: a step of the optimiser changes `weights`
-    optimiser = build_step(step, heads, losses, learning_rates, own_rate)
+    optimiser = build_step(step, heads, losses, learning_rates, own_rates or [1.0] * len(losses))
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1, 0, total_iters=steps)
     for rows in batches(labels, steps, num_classes=num_classes, per_class=per_class, seed=seed):
         gradients = find_gradients(
