@@ -434,7 +434,7 @@ def _study(name: str, module: str, seconds: float, **options) -> Experiment:
 
 _EVERY = [
     _study("impact", "gradient_surgery.studies", 3),
-    _study("comparison", "gradient_surgery.studies", 11),
+    _study("comparison", "gradient_surgery.studies", 13),
     _study("sensitivity", "gradient_surgery.studies", 3),
     _study("curl", "gradient_surgery.studies", 4),
     _study("collapse", "gradient_surgery.flows", 7, seeds=2),

@@ -81,7 +81,7 @@ CURL = [{
 CURL_SMOKE = [CURL[0] | {"mining": ["hardest"], "steps": [20]}]
 
 # %% ../nbs/studies.ipynb #29b335f5
-TOGETHER = 4 # trials that are drawn at a time, each knowing the scores of those before
+TOGETHER = 4 # trials that are drawn at a time, by the scores of all that were drawn before
 
 
 class Range(NamedTuple):

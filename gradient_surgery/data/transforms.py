@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'Matrices', 'BLACK', 'WHITE', 'Shapes', 'Boxes', 'check_images', 'check_squares',
            'standardise', 'few_of', 'normalise', 'colour_map', 'scaling', 'brighten', 'contrast', 'saturate',
-           'rotate_hue', 'mix_channels', 'invert', 'from_bytes', 'to_scale', 'recolour', 'place_map', 'middles',
-           'place_grid', 'fetch', 'erase', 'Augment', 'turned', 'class_symmetries', 'as_new_classes', 'symmetry_maps',
-           'place_boxes', 'square_sides', 'centre_boxes', 'random_square_boxes', 'random_resized_boxes', 'ratio_within',
-           'mirror_boxes', 'resize_weights', 'crop_by_products', 'crop_one_by_one', 'crop']
+           'rotate_hue', 'mix_channels', 'invert', 'from_bytes', 'to_scale', 'recolour', 'place_map', 'place_grid',
+           'fetch', 'erase', 'random_places', 'random_colours', 'random_boxes', 'Augment', 'turned', 'class_symmetries',
+           'as_new_classes', 'symmetry_maps', 'place_boxes', 'square_sides', 'centre_boxes', 'random_square_boxes',
+           'random_resized_boxes', 'ratio_within', 'mirror_boxes', 'resize_weights', 'crop_by_products',
+           'crop_one_by_one', 'crop']
 
 # %% ../../nbs/data/transforms.ipynb #67f090be
 import math
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -135,7 +135,7 @@ def to_scale() -> Matrices: # a single one
 
 
 BLACK, WHITE = (
-    [(grey - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD)] for grey in (0, 1))
+    (to_scale()[0, :3] @ torch.tensor([grey, grey, grey, 1.0])).tolist() for grey in (0, 1))
 
 
 def recolour(
@@ -168,21 +168,13 @@ def place_map(
     return torch.cat([linear, -linear @ (2 * shift)[:, :, None]], dim=2)
 
 # %% ../../nbs/data/transforms.ipynb #c2e3678b
-@lru_cache(maxsize=8) # one size for all batches
-def middles(
-    side: int, # pixels
-    device: torch.device,
-) -> Float[Tensor, "side"]: # from -1 to 1
-    "Where the pixels of a row or a column have their middles."
-    return (2 * torch.arange(side, device=device) + 1) / side - 1
-
-
 def place_grid(
     places: Float[Tensor, "n 2 3"],
     height: int, width: int,
 ) -> Float[Tensor, "n h w 2"]:
     "The place in the old image that each pixel of the new one comes from."
-    x, y = (middles(side, places.device) for side in (width, height))
+    x, y = ((2 * torch.arange(side, device=places.device) + 1) / side - 1
+            for side in (width, height)) # the pixels' middles
     by_column = places[:, :, :1] * x + places[:, :, 2:]
     by_row = places[:, :, 1:2] * y
     return (by_row[:, :, :, None] + by_column[:, :, None]).permute(0, 2, 3, 1)
@@ -209,6 +201,51 @@ def erase(
     left, top, right, bottom = boxes[:, :, None].unbind(1)
     inside = ((top < y) & (y < bottom))[:, :, None] & ((left < x) & (x < right))[:, None]
     return images.masked_fill(inside[:, None], 0.0)
+
+# %% ../../nbs/data/transforms.ipynb #c9bee315
+def random_places(
+    uniform: Float[Tensor, "n 26"], # from 0 to 1
+    most: dict[str, float], # strengths, as of `Augment`
+    *, height: int, width: int,
+) -> Float[Tensor, "n 2 3"]:
+    "From columns 0 to 4 of the random numbers."
+    either_way = 2 * uniform - 1
+    return place_map(
+        flip=(uniform[:, 0] < most["flip"]).float(),
+        degrees=most["rotate"] * either_way[:, 1],
+        scale=most["scale"] ** either_way[:, 2],
+        shift=most["shift"] * either_way[:, 3:5],
+        height=height, width=width,
+    )
+
+
+def random_colours(
+    uniform: Float[Tensor, "n 26"],
+    most: dict[str, float],
+    *, negative: bool, # of bytes, as `from_bytes` takes them
+) -> Matrices:
+    "From columns 5 to 20; the rightmost map comes first."
+    either_way = 2 * uniform - 1
+    return (
+        to_scale() @ invert((uniform[:, 5] < most["invert"]).float())
+        @ saturate((uniform[:, 6] >= most["greyscale"]).float())
+        @ mix_channels(most["mix"] * uniform[:, 7], uniform[:, 8:17].view(-1, 3, 3))
+        @ rotate_hue(most["hue"] * either_way[:, 17])
+        @ saturate(1 + most["saturation"] * either_way[:, 18])
+        @ contrast(1 + most["contrast"] * either_way[:, 19])
+        @ brighten(1 + most["brightness"] * either_way[:, 20])
+        @ from_bytes(negative=negative)
+    )
+
+
+def random_boxes(
+    uniform: Float[Tensor, "n 26"],
+    most: dict[str, float],
+) -> Float[Tensor, "n 4"]:
+    "From columns 21 to 25: sides of a fifth to a half of the image's, centred anywhere in it."
+    chosen = (uniform[:, 21:22] < most["erase"]).float()
+    half, centre = chosen * (0.1 + 0.15 * uniform[:, 22:24]), uniform[:, 24:26]
+    return torch.cat([centre - half, centre + half], dim=1)
 
 # %% ../../nbs/data/transforms.ipynb #1aa84859
 class Augment(nn.Module):
@@ -267,7 +304,11 @@ class Augment(nn.Module):
     ) -> Float[Tensor, "n 3 h w"]:
         "What `forward` gives, in full precision."
         uniform = torch.rand(len(images), 26, generator=generator)
-        maps = self.places(uniform, *images.shape[2:]), self.colours(uniform), self.boxes(uniform)
+        height, width = images.shape[2:]
+        maps = (
+            random_places(uniform, self.strengths, height=height, width=width),
+            random_colours(uniform, self.strengths, negative=self.outside == "zeros"),
+            random_boxes(uniform, self.strengths))
         if first is not None:
             check_squares(images)
             maps = (first @ maps[0], *maps[1:])
@@ -279,39 +320,6 @@ class Augment(nn.Module):
             if self.strengths["erase"]:
                 part.copy_(erase(part, boxes))
         return result
-
-    def places(
-        self, uniform: Float[Tensor, "n 26"], height: int, width: int
-    ) -> Float[Tensor, "n 2 3"]:
-        "From columns 0 to 4 of the random numbers."
-        most, either_way = self.strengths, 2 * uniform - 1
-        return place_map(
-            flip=(uniform[:, 0] < most["flip"]).float(),
-            degrees=most["rotate"] * either_way[:, 1],
-            scale=most["scale"] ** either_way[:, 2],
-            shift=most["shift"] * either_way[:, 3:5],
-            height=height, width=width,
-        )
-
-    def colours(self, uniform: Float[Tensor, "n 26"]) -> Matrices:
-        "From columns 5 to 20; the rightmost map comes first."
-        most, either_way = self.strengths, 2 * uniform - 1
-        return (
-            to_scale() @ invert((uniform[:, 5] < most["invert"]).float())
-            @ saturate((uniform[:, 6] >= most["greyscale"]).float())
-            @ mix_channels(most["mix"] * uniform[:, 7], uniform[:, 8:17].view(-1, 3, 3))
-            @ rotate_hue(most["hue"] * either_way[:, 17])
-            @ saturate(1 + most["saturation"] * either_way[:, 18])
-            @ contrast(1 + most["contrast"] * either_way[:, 19])
-            @ brighten(1 + most["brightness"] * either_way[:, 20])
-            @ from_bytes(negative=self.outside == "zeros")
-        )
-
-    def boxes(self, uniform: Float[Tensor, "n 26"]) -> Float[Tensor, "n 4"]:
-        "From columns 21 to 25: sides of a fifth to a half of the image's, centred anywhere in it."
-        chosen = (uniform[:, 21:22] < self.strengths["erase"]).float()
-        half, centre = chosen * (0.1 + 0.15 * uniform[:, 22:24]), uniform[:, 24:26]
-        return torch.cat([centre - half, centre + half], dim=1)
 
 # %% ../../nbs/data/transforms.ipynb #be3889dd
 def turned(
