@@ -109,6 +109,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
                         default=["GradientSurgery", "TripletMarginLoss", "NTXentLoss", "MultiSimilarityLoss", "ProxyAnchorLoss"])
     parser.add_argument("--models", nargs="+", default=["small"], help="small, or names of timm")
     parser.add_argument("--dataset", default="emoji", help="emoji, or a folder of classes")
+    parser.add_argument("--cache", metavar="DIR", help="a folder for decoded images; without, files are decoded in each step")
     parser.add_argument("--image-size", type=int, default=64, help="side in pixels, for folders")
     parser.add_argument("--num-classes", type=int, default=32, help="classes in a batch")
     parser.add_argument("--per-class", type=int, default=4, help="images of each")
@@ -123,9 +124,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> None:
     result = {"benchmark": "training"} | in_own_process(facts, options.device, options.threads[0])
     hidden = ("output", "dataset") if options.dataset != "emoji" else ("output",) # a folder's place is nobody's business
-    result |= {"settings": {name: value for name, value in vars(options).items() if name not in hidden}, "rows": []}
+    settings = {name: value for name, value in vars(options).items() if name not in hidden}
+    result |= {"settings": settings | {"cache": options.cache is not None}, "rows": []}
     for threads, model, loss in product(options.threads, options.models, options.losses):
-        config = {name: getattr(options, name) for name in ("dataset", "image_size", "num_classes", "per_class", "precision")}
+        config = {name: getattr(options, name) for name in ("dataset", "cache", "image_size", "num_classes", "per_class", "precision")}
         case = {"device": options.device, "threads": threads, "steps": options.steps}
         case["config"] = config | {"model": model, "loss": loss}
         row = {"model": model, "loss": loss, "device": options.device, "threads": threads or result["machine"]["threads"]}

@@ -408,7 +408,7 @@ def test_memory_of_a_miner_of_ones_own_is_bounded():
         return MINING["all"](similarity, positives, negatives)
 
     loss = GradientSurgery(mining=own)
-    loss.entries = 24 * 24
+    loss.entries = loss.on_gpu = 24 * 24
     gradient_of(loss, torch.randn(24, 5, requires_grad=True), torch.arange(24) // 4)
     assert max(sizes) == 6  # each of its rows has four in its class
 
