@@ -75,7 +75,7 @@ def timing(case: dict) -> dict:
         state.step, state.values = 0, []
 
     loaded = training.images_of
-    training.images_of = lambda *what: stopwatch.items(loaded(*what), "loading")
+    training.images_of = lambda *what, **how: stopwatch.items(loaded(*what, **how), "loading")
     for owner, name, part in (
         (training, "class_symmetries", "augmentation"), (augment, "forward", "augmentation"),
         (state.model, "forward", "forward"), (accelerator, "backward", "backward"), (state.loss, "forward", "loss"),

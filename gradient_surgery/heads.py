@@ -263,7 +263,12 @@ def tune_head(
     rates: Sequence[float] = RATES, # of `LADDER`; those that are tried first
     **options, # of `train_heads`
 ) -> dict[str, float]: # scores of the choice on test and validation classes, and the choice
-    "Train a head with each learning rate and score the best; it has a worse one on either side."
+    """Train a head with each learning rate and score the best; it has a worse one on either side.
+    Raises `ValueError` for a rate that is not on the ladder."""
+    if strange := [rate for rate in rates if rate not in LADDER]:
+        raise ValueError(
+            f"rates have {strange}; expected numbers of LADDER, 1 or 3 times a power of ten "
+            f"from {LADDER[0]:g} to {LADDER[-1]:g}")
     data = folded_features(seed)
     heads: dict[float, Tensor] = {}
     scores: dict[float, dict[str, float]] = {}

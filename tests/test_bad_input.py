@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from gradient_surgery.data.folder import FolderOfClasses, folder_splits
 from gradient_surgery.data.sampling import BalancedSampler
+from gradient_surgery.heads import tune_head
 from gradient_surgery.losses import CrossBatchMemory, build_loss, find_loss
 from gradient_surgery.mining import mine
 from gradient_surgery.models import build_model, load_weights
@@ -99,6 +100,7 @@ MISTAKES = {
     "no such model": (lambda tmp_path: build_model("smal"), ValueError, "smal"),
     "weights of another network": (another_network, ValueError, "other.safetensors"),
     "a run without weights": (half_a_run, FileNotFoundError, "best.safetensors is missing"),
+    "a rate between the rungs": (lambda tmp_path: tune_head(GradientSurgery, seed=0, rates=(0.01, 0.02)), ValueError, r"rates have \[0.02\]; expected numbers of LADDER"),
     "a dataset that is not there": (lambda tmp_path: train(read_config(dataset=str(tmp_path / "no")), tmp_path / "run"), FileNotFoundError, "no"),
 }
 

@@ -481,7 +481,7 @@ def test_accumulated_gradients_are_the_mean(photos, number, last):
     state.step = number - last  # the batches before made a step
     before = [p.detach().clone() for p in state.network.parameters()]
     for batch in batches[-last:]:  # the gradients, by hand
-        images, labels = (each.to(before[0].device) for each in next(training.images_of(data, [batch], config)))
+        images, labels = (each.to(before[0].device) for each in next(training.images_of(data, [batch])))
         (training.loss_of(state, images, labels, training.Augment(**config.augment)) / last).backward()
     expected = [p.grad.clone() for p in state.network.parameters()]
     state.optimizer.zero_grad()

@@ -13,7 +13,7 @@ from importlib import resources
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -69,6 +69,13 @@ class Emoji(Dataset):
 
     def __getitem__(self, i):
         return self.images[i], int(self.labels[i])
+
+    def batch(
+        self,
+        indices: list[int] | Int[Tensor, "b"],
+    ) -> UInt8[Tensor, "b 3 64 64"]:
+        "Some of the images at once."
+        return self.images.index_select(0, torch.as_tensor(indices))
 
 # %% ../../nbs/data/emoji.ipynb #3c33a7b4
 def emoji_licences() -> str:
