@@ -87,7 +87,7 @@ def to_grey(red: float, green: float, blue: float, white: float = 0.0) -> Matrix
 
 def blend(start: Matrix, end: Matrix | Matrices, share: Float[Tensor, "n"]) -> Matrices:
     "From one map, where the share is 0, to another, where it is 1, and beyond."
-    return torch.lerp(start, end, share.view(-1, 1, 1))
+    return torch.lerp(start, end, share.to(start.dtype).view(-1, 1, 1))
 
 
 def brighten(factor: Float[Tensor, "n"]) -> Matrices:
