@@ -27,7 +27,7 @@ lab: $(DEV) ## Open the notebooks in JupyterLab
 
 paper: $(DEV) ## Make the runs behind the paper that are not done yet, their tables, and its pages; ARGS go to "gradient_surgery experiment"
 	@$(BIN)/gradient_surgery experiment all --full $(ARGS)
-	@find nbs/paper -name '*.ipynb' -not -path '*/.*' | sort | xargs $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --coalesce-streams --inplace
+	@find nbs/paper -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -n 1 -P "$$(getconf _NPROCESSORS_ONLN)" $(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --coalesce-streams --inplace
 	@$(BIN)/nbdev_clean
 
 bench: $(DEV) ## Measure speed and memory; JSON and figures in runs/speed; ARGS go to benchmarks/losses.py
