@@ -156,7 +156,7 @@ def evaluate(
     if configuration.cache is None: # test images are not cropped
         configuration = replace(configuration, crop="none")
     data = load_datasets(configuration)
-    if configuration.dataset == trained_on:
+    if _same_data(configuration.dataset, trained_on):
         check_classes(run, data)
     scores = retrieval(embed_test(model, data, configuration), data, configuration)
     title = f"{len(data.test.labels)} images of {len(data.test.class_names)} classes"
@@ -164,6 +164,11 @@ def evaluate(
     if output:
         with replacing(output) as temporary:
             temporary.write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def _same_data(one: str, other: str) -> bool:
+    "Whether two data sets are one: by name, or folders by where they are, however that is written."
+    return one == other or Path(one).is_dir() and Path(one).resolve() == Path(other).resolve()
 
 # %% ../nbs/cli.ipynb #421e851c
 @app.command()
@@ -174,7 +179,8 @@ def losses():
     from gradient_surgery.pair_loss import Components
 
     table = Table()
-    for column in ("loss", *Components._fields):
+    table.add_column("loss", no_wrap=True) # `--loss` wants the whole name
+    for column in Components._fields:
         table.add_column(column.replace("_", " "), overflow="fold")
     for name in CATALOGUE:
         table.add_row(name, *components_of(name))

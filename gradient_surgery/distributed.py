@@ -58,7 +58,11 @@ def joined(
     Its value is the same in each, and so is the gradient of its own parameters; the gradient of the
     embeddings is exactly that of the joined batch by the process's own part. Sums of a network's
     gradients over the processes are therefore right, and means are too small by their number.
-    Raises `RuntimeError` where no process group has been started."""
+    Raises `RuntimeError` where no process group has been started, and `TypeError` for what is no
+    `PairLoss`: another library's loss, or a memory, which each process keeps for itself."""
+    if not isinstance(loss, PairLoss):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected a PairLoss: another "
+                        f"library's loss or a memory sees its own process's part only")
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             "joined(loss) needs a process group, and none was started; run the script with "

@@ -42,7 +42,8 @@ def describe(
     todo = len(open_runs(runs, folder, retry=retry))
     measured = [record["seconds"] for record in records if record]
     each = sum(measured) / len(measured) if measured else experiment.seconds
-    cost = f"at about {each:.2g} s\n  about {math.ceil(todo / workers) * each / 60:.3g} minutes"
+    cost = (f"at about {_rounded(each)} s\n"
+            f"  about {_rounded(math.ceil(todo / workers) * each / 60)} minutes")
     if not measured and runs[0].get("dataset", "emoji") != "emoji": # `seconds` are of the emoji
         cost = "\n  for an unknown time until one is done"
     chosen = {name: list({str(run.get(name)): None for run in runs}) for name in runs[0]}
@@ -51,6 +52,10 @@ def describe(
         f"{experiment.name}, records in {folder}", *lines,
         f"  {len(runs)} runs: {len(measured)} done, {sum(map(bool, failures))} failed; "
         f"{todo} to make {cost}, {workers} at a time"])
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 # %% ../nbs/experiment_commands.ipynb #3fe6223e
 def run_and_tabulate(

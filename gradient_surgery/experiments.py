@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -30,6 +30,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from threading import Thread
 from typing import cast
+from uuid import uuid4
 
 from tqdm.auto import tqdm
 
@@ -123,10 +124,12 @@ class Experiment:
             raise ValueError(f"{self.name} has no parameter {', '.join(unknown)}; "
                              f"expected some of {', '.join(known)}")
         count = seeds or (self.seeds if full else 1)
-        of_seed = [{"seed": [seed]} for seed in range(count)] if "seed" in known else [{}]
+        chosen_seeds = given.get("seed", range(count))
+        of_seed = [{"seed": [seed]} for seed in chosen_seeds] if "seed" in known else [{}]
         parts = [defaults | part | seed for seed in of_seed for part in grids]
         parts = [{name: part[name] for name in known if name in part} for part in parts]
-        return [dict(zip(part, chosen)) for part in parts for chosen in product(*part.values())]
+        runs = [dict(zip(part, chosen)) for part in parts for chosen in product(*part.values())]
+        return list({identity(run, tuple(run)): run for run in runs}.values()) # each once
 
 # %% ../nbs/experiments.ipynb #59e5e399
 def find_notebook(path: str | Path) -> Path:
@@ -250,17 +253,17 @@ def _one_thread():
 
 # %% ../nbs/experiments.ipynb #74890d1a
 def outcomes(
-    calls: list[tuple], # arguments of `make_run`
+    calls: Iterable[tuple], # arguments of `make_run`, asked for one by one
     workers: int,
 ) -> Iterator[tuple[tuple, dict | int]]: # as they come; a number: its process ended with it
     "Make runs in several processes."
     waiting = iter(calls)
     busy: dict[Connection, tuple[Worker, tuple]] = {}
-    idle = [Worker() for _ in range(min(workers, len(calls)))]
+    idle: list[Worker] = []
     try:
         while True:
-            while idle and (call := next(waiting, None)):
-                worker = idle.pop()
+            while len(busy) < workers and (call := next(waiting, None)):
+                worker = idle.pop() if idle else Worker()
                 busy[worker.pipe] = worker, call
                 worker.pipe.send(call)
             if not busy:
@@ -273,7 +276,6 @@ def outcomes(
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     outcome = worker.process.exitcode or 0
-                    idle.append(Worker())
                 del busy[pipe]
                 yield call, outcome
     finally:
@@ -306,7 +308,7 @@ def open_runs(
 # %% ../nbs/experiments.ipynb #43bfbf1d
 def run_here(
     experiment: Experiment,
-    runs: list[dict], # parameters
+    runs: Iterable[dict], # parameters
     folder: str | Path,
     *,
     part: str = "", # the folder inside whose files get the lines
@@ -314,7 +316,7 @@ def run_here(
     bar: tqdm,
 ) -> None:
     "Make runs in processes of this machine."
-    calls = [(experiment, run, folder) for run in runs]
+    calls = ((experiment, run, folder) for run in runs)
     for (_, run, _), outcome in outcomes(calls, workers):
         if isinstance(outcome, int):
             bar.write(f"{run}: its process ended with {outcome}", file=sys.stderr)
@@ -345,12 +347,16 @@ def run_on_slurm(
     executor.update_parameters(
         name=experiment.name, cpus_per_task=1,
         timeout_min=60 + math.ceil(2 * experiment.seconds * len(shares[0]) / 60))
+    parts = [f"job{number}-{uuid4().hex[:8]}" for number in range(len(shares))]
     with executor.batch():
-        jobs = [executor.submit(run_share, experiment, share, folder, f"job{number}")
-                for number, share in enumerate(shares)]
+        jobs = [executor.submit(run_share, experiment, share, folder, part)
+                for share, part in zip(shares, parts)]
     try:
         for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
             bar.update(len(shares[jobs.index(job)]))
+            if error := job.exception():
+                bar.write(f"job {job.job_id}: {error}\nAll it said is in {job.paths.stderr}",
+                          file=sys.stderr)
     except KeyboardInterrupt:
         for job in jobs:
             job.cancel()
@@ -359,9 +365,10 @@ def run_on_slurm(
 
 def run_share(experiment: Experiment, runs: list[dict], folder: str | Path, part: str) -> None:
     "What a job does."
+    # asked before each, since other jobs go on; who submitted has left out what failed
+    still = (run for run in runs if open_runs([run], folder, retry=True))
     with locked(Path(folder) / part):
-        runs = open_runs(runs, folder, retry=True) # who submitted has left out what failed
-        run_here(experiment, runs, folder, part=part, workers=1, bar=tqdm(disable=True))
+        run_here(experiment, still, folder, part=part, workers=1, bar=tqdm(disable=True))
 
 
 EXECUTORS = {"local": run_here, "slurm": run_on_slurm}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LADDER', 'RATES', 'Features', 'look', 'cache_folder', 'frozen_features', 'development_features', 'hold_out',
            'build_step', 'find_gradients', 'train_heads', 'train_head', 'batches', 'standardise', 'score_head',
-           'Folded', 'folded_features', 'prefixed', 'tune_head']
+           'Folded', 'folded_features', 'baselines', 'prefixed', 'tune_head']
 
 # %% ../nbs/heads.ipynb #fb94404f
 import os
@@ -248,6 +248,16 @@ def folded_features(seed: int, **options) -> Folded: # `options` as of `frozen_f
     train, validation = hold_out(development_features(**options), seed)
     parts = Folded(train, validation, frozen_features("test", **options))
     return Folded(*(standardise(part, train) for part in parts))
+
+
+def baselines(seed: int) -> dict[str, dict[str, float]]: # as of `evaluate` and `score_head`
+    "What the test classes score without any training: the features, and a head's first weights."
+    data = folded_features(seed)
+    untrained = train_head(
+        data.train.values, data.train.labels, nn.Identity(), learning_rate=0.0, steps=0, seed=seed)
+    return {
+        "frozen features": evaluate(data.test.values, data.test.labels, ks=(1,), nmi=False),
+        "untrained head": score_head(untrained, data.test)}
 
 
 def prefixed(name: str, scores: dict[str, float]) -> dict[str, float]:

@@ -182,18 +182,24 @@ def torchvision_backbone(
     pooling: str | None = None, # None: the backbone's own
     **options, # of `torchvision.models.get_model`
 ) -> nn.Sequential:
-    "A backbone of torchvision without its classifier. Raises `ValueError` for an unknown name."
+    """A backbone of torchvision without its classifier.
+    Raises `ValueError` for an unknown name, and for a network without such a classifier."""
     from torchvision.models import get_model, list_models
 
     if name not in list_models():
         near = ", ".join(difflib.get_close_matches(name, list_models()) or ["resnet50"])
         raise ValueError(
             f"name is 'torchvision/{name}'; expected a network of torchvision. Near it: {near}")
-    if name in ("googlenet", "inception_v3"): # no side classifiers; random weights drawn quickly
-        options = {"aux_logits": False} | ({} if pretrained else {"init_weights": False}) | options
-    network = get_model(name, weights="DEFAULT" if pretrained else None, **options)
-    classifier, last = [
-        (where, part) for where, part in network.named_modules() if isinstance(part, nn.Linear)][-1]
+    if name in ("googlenet", "inception_v3"): # their weights expect another scale of colours
+        quick = {} if pretrained else {"aux_logits": False, "init_weights": False}
+        options = {"transform_input": True} | quick | options
+    network: Any = get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    if name == "inception_v3": # no side classifier; googlenet takes off its own
+        network.aux_logits, network.AuxLogits = False, None
+    linear = [named for named in network.named_modules() if isinstance(named[1], nn.Linear)]
+    if not linear:
+        raise ValueError(f"torchvision/{name} has no linear classifier that could be taken off")
+    classifier, last = linear[-1]
     network.set_submodule(classifier, nn.Identity())
     if pooling:
         if not hasattr(network, "avgpool"):

@@ -177,6 +177,10 @@ def check_batch(
             raise ValueError(
                 f"references have {references.shape[1]} dimensions, "
                 f"embeddings have {embeddings.shape[1]}; expected the same")
+        if references.device != device:
+            raise ValueError(
+                f"references are on {references.device}, embeddings on {device}; expected the "
+                f"same. If they are proxies, move the loss by loss.to(device)")
         sides["references"], reference_labels = references, reference_labels.to(device)
         own = own if own is None else own.to(device)
     # each process looks at the whole of a joined batch, so that all agree whether it can be used
@@ -394,11 +398,12 @@ class PairLoss(nn.Module):
         if processes.size > 1 and references is None: # rows of its own, columns of all
             joined, references = True, processes.gather(embeddings.detach())
             own = torch.arange(len(labels), device=embeddings.device) + processes.start(len(labels))
-            reference_labels = processes.gather(labels)
+            reference_labels = processes.gather(labels.to(embeddings.device))
         elif processes.size > 1 and any(embeddings is mine for mine in self.parameters()):
             # proxies against the batch: every process does all of it
             references = _Gathered.apply(references, processes)
-            reference_labels, processes = processes.gather(reference_labels), ALONE
+            reference_labels = processes.gather(reference_labels.to(references.device))
+            processes = ALONE
         batch = check_batch(
             embeddings, labels, references, reference_labels, own, self.asks, joined)
         if indices_tuple is not None:

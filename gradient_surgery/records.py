@@ -154,12 +154,12 @@ def read_lines(
 @contextmanager
 def locked(folder: str | Path):
     "One process at a time may be inside, for one folder. Raises `BlockingIOError` for the next."
+    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError: # Windows
         yield
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WITH_BOUNDS', 'replicates', 'interval_of_mean', 'bootstrap_percentiles', 'sum_of_squares', 'omega_squared',
-           'factorial', 'analysis_of_variance', 'intervals_of_shares', 'effects', 'marginal_means', 'paired_difference',
-           'holm', 'ranking', 'show_effects', 'show_means', 'show_pair', 'show_ranking', 'gains', 'show_gains',
-           'percent', 'points', 'plus_minus', 'p_value', 'in_words', 'describe_effects', 'markdown_table', 'records_of',
-           'name_of']
+           'factorial', 'analysis_of_variance', 'intervals_of_shares', 'block_tests', 'effects', 'marginal_means',
+           'paired_difference', 'holm', 'ranking', 'show_effects', 'show_means', 'show_pair', 'show_ranking', 'gains',
+           'show_gains', 'percent', 'points', 'plus_minus', 'p_value', 'in_words', 'describe_effects', 'markdown_table',
+           'records_of', 'name_of']
 
 # %% ../nbs/statistics.ipynb #2b87dda5
 import math
@@ -129,7 +129,7 @@ def analysis_of_variance(
     factors: list[str], # those that vary
     order: int = 2, # the highest interaction
 ) -> pd.DataFrame: # df, sum_sq, mean_sq, F, PR(>F) of each term, of the seed and of the rest
-    "Factors, their interactions and the seed, as statsmodels tests them."
+    "Factors, their interactions and the seed, as statsmodels fits them."
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
 
@@ -160,6 +160,23 @@ def intervals_of_shares(
             for term, shares in omega_squared(values[chosen], terms).items()}
 
 
+def block_tests(
+    values: np.ndarray, # seeds x levels of each factor
+    terms: dict[str, tuple[int, ...]], # name -> axes
+) -> dict[str, tuple[float, float]]: # F and p; not a number where there is one seed only
+    "Each term against how much it differs from seed to seed."
+    from scipy import stats
+
+    found, seeds = {}, len(values)
+    for term, axes in terms.items():
+        freedom = math.prod(values.shape[axis - 1] - 1 for axis in axes)
+        itself, by_seed = (sum_of_squares(values[None], some)[0] for some in (axes, (1, *axes)))
+        with np.errstate(divide="ignore", invalid="ignore"): # of no seeds, or of no noise
+            F = (seeds - 1) * np.divide(itself, by_seed) if seeds > 1 else math.nan
+        found[term] = float(F), float(stats.f.sf(F, freedom, freedom * (seeds - 1)))
+    return found
+
+
 def effects(
     table: pd.DataFrame, # of `replicates`, a full factorial
     *,
@@ -175,12 +192,13 @@ def effects(
              for many in range(1, order + 1) for names in combinations(factors, many)}
     shares = omega_squared(values[None], terms)
     bounds = intervals_of_shares(values, terms, confidence=confidence, draws=draws)
-    tested = analysis_of_variance(table, factors, order)
-    squares = tested["sum_sq"]
+    tests = block_tests(values, terms)
+    fitted = analysis_of_variance(table, factors, order)
+    squares = fitted["sum_sq"]
     return [
         {
-            "term": term, "df": int(tested.loc[term, "df"]),
-            "F": float(tested.loc[term, "F"]), "p": float(tested.loc[term, "PR(>F)"]),
+            "term": term, "df": int(fitted.loc[term, "df"]),
+            "F": tests[term][0], "p": tests[term][1],
             "partial_eta_squared": float(squares[term] / (squares[term] + squares["rest"])),
             "omega_squared": float(shares[term][0]), "low": bounds[term][0], "high": bounds[term][1],
         } for term in terms]
@@ -445,17 +463,20 @@ def describe_effects(
         sorted((row for row in rows if (" × " in row["term"]) == pair),
                key=lambda row: -row["omega_squared"]) for pair in (False, True))
     most, *others = singles
-    text = f"The largest share of the variance has **{told(most)}**"
+    text = f"Of the components by themselves, **{told(most)}** has the largest share of the variance"
     if others:
         text += "; then come " + in_words(map(told, others))
     text += "."
     if others and not math.isnan(most["low"]):
         above = all(most["low"] > row["high"] for row in others)
-        text += (" Its interval lies above all others." if above else
-                 " Its interval does not lie above all others, so the order is not certain.")
+        text += (" Its interval lies above those of the others." if above else
+                 " Its interval does not lie above those of the others: the order is not certain.")
     if pairs:
         together = sum(row["omega_squared"] for row in pairs)
         text += f" All pairs of components add {percent(together)}, of which {told(pairs[0])}."
+        if pairs[0]["omega_squared"] > most["omega_squared"]:
+            text += (" That pair explains more than any component by itself, so neither of the two "
+                     "can be judged without the other.")
     left = 1 - sum(row["omega_squared"] for row in rows)
     return text + f" Left to higher interactions and to noise: {percent(left)}."
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'native_precision', 'load_datasets', 'in_cache', 'Batches', 'images_of', 'embed', 'embed_test', 'retrieval',
-           'untrained', 'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'load_state',
-           'check_same', 'names_of_classes', 'check_classes', 'build_sampler', 'share', 'cropped', 'loss_of', 'problem',
-           'stopped', 'train_epoch', 'begin', 'step', 'train', 'check_unused', 'start_processes', 'leave_processes',
-           'fit', 'finish_epoch', 'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'written',
-           'draw']
+           'untrained', 'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'check_finite',
+           'last_good', 'load_state', 'check_same', 'names_of_classes', 'check_classes', 'build_sampler', 'share',
+           'cropped', 'loss_of', 'problem', 'stopped', 'train_epoch', 'begin', 'step', 'train', 'check_unused',
+           'finished', 'start_processes', 'leave_processes', 'fit', 'finish_epoch', 'validation_recall',
+           'write_history', 'best_epoch', 'load_run', 'report', 'written', 'draw']
 
 # %% ../nbs/training.ipynb #9e7ccc75
 import atexit
@@ -69,7 +69,7 @@ def load_datasets(
     """The sets of a run. A folder that holds `train`, `validation` and `test` is taken as split,
     any other folder of classes is split by class, the same way for the same classes.
     Raises `ValueError` for a benchmark without `root`, a crop without `cache`, or emoji that are to
-    be cropped or of another size."""
+    be cropped or of another size, and `FileNotFoundError` for a data set that there is not."""
     if config.dataset == "emoji":
         if config.crop != "none" or config.image_size != 64:
             raise ValueError(
@@ -77,6 +77,10 @@ def load_datasets(
                 f"64 pixels and are not cropped: expected 'none' and 64")
         return Splits(Emoji("train"), Emoji("validation"), Emoji("test"))
     if config.dataset not in BENCHMARKS:
+        if not Path(config.dataset).exists():
+            raise FileNotFoundError(
+                f"dataset is {config.dataset!r}; expected emoji, {', '.join(BENCHMARKS)}, "
+                f"or the path of a folder with one folder for each class")
         if config.validation >= 0.5 and not own_split(config.dataset):
             raise ValueError(f"validation is {config.validation}; expected a share below 0.5, "
                              f"since half of a folder's classes are the test")
@@ -230,7 +234,7 @@ class State:
         accelerator: Accelerator,
         classes: int, # in the training set
     ):
-        self.config, self.accelerator = config, accelerator
+        self.config, self.accelerator, self.batches = config, accelerator, batches
         self.history: list[dict] = [] # a row for each epoch
         self.values: list[float] = [] # of the loss in this epoch
         self.step, self.seconds = 0, 0.0 # batches and time of this epoch, as last saved
@@ -266,13 +270,13 @@ class State:
 def save_state(state: State, path: Path) -> None:
     """Write everything that the next step needs; all processes call it, the first one writes.
     Raises `OSError` where there is no room, `FloatingPointError` for weights that are not finite."""
+    check_finite(state, path)
     random = gather_object([random_state(state.generator)])
     if not state.accelerator.is_main_process:
         return
-    if not all(weights.isfinite().all() for weights in state.network.parameters()):
-        raise FloatingPointError("the weights are not finite any more")
     saved = {name: part.state_dict() for name, part in state.parts().items()} | {
         "history": state.history, "config": asdict(state.config), "random": random,
+        "batches": state.batches,
         "step": state.step, "values": state.values, "seconds": state.seconds}
     content = io.BytesIO()
     torch.save(saved, content)
@@ -285,16 +289,36 @@ def save_state(state: State, path: Path) -> None:
             f"({error.strerror}). The checkpoint before is whole; "
             f"make room, then go on with resume") from error
 
+
+def check_finite(
+    state: State,
+    last: Path, # the last checkpoint
+) -> None:
+    "Raises `FloatingPointError` for weights that are not finite, in all processes alike."
+    if not all(weights.isfinite().all() for weights in state.network.parameters()):
+        raise FloatingPointError(
+            f"epoch {state.epoch}, step {state.step}: the weights are not finite any more. "
+            f"{last_good(last)}. Try a lower learning_rate in a new run")
+
+
+def last_good(last: Path) -> str:
+    return (f"The last good checkpoint is {last}" if last.exists()
+            else "There is no checkpoint yet")
+
 # %% ../nbs/training.ipynb #1e9c6a4d
 def load_state(
     state: State, path: Path,
     data: Splits, # that training goes on with
 ) -> None:
     """Go on from what `save_state` wrote.
-    Raises `ValueError` where the configurations differ, or the classes."""
+    Raises `ValueError` where the configurations differ, or the classes, or the number of images."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     check_same(saved["config"], state.config, path)
     check_classes(path.parent.parent, data)
+    if saved.get("batches", state.batches) != state.batches: # older checkpoints do not say
+        raise ValueError(
+            f"an epoch has {state.batches} batches and had {saved['batches']} when {path} was "
+            f"saved: images were added or removed. Restore them, or start a new run")
     for name, part in state.parts().items():
         part.load_state_dict(saved[name])
     state.history, state.step = saved["history"], saved["step"]
@@ -391,10 +415,11 @@ def problem(
     "What is wrong with a batch's loss or gradient, if anything is."
     if not abs(value) <= state.config.largest_loss: # which catches NaN, too
         return f"the loss is {value:g}"
-    if getattr(state.accelerator, "scaler", None): # fp16 skips such steps by itself
-        return None
-    parameters = [*state.network.parameters(), *state.loss.parameters()]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if scaler := getattr(state.accelerator, "scaler", None): # fp16 skips such steps by itself
+        halved = scaler.get_scale() < 2**-16 # again and again
+        return "the gradient is not finite, however small fp16 scales it" if halved else None
+    gradients = [parameter.grad for group in state.optimizer.param_groups
+                 for parameter in group["params"] if parameter.grad is not None]
     finite = torch.nn.utils.get_total_norm(gradients).isfinite() if gradients else True
     return None if finite else "the gradient is not finite"
 
@@ -413,9 +438,7 @@ def stopped(
         listing, last = folder / "stopped.txt", folder / "checkpoint" / "last.pt"
         with replacing(listing) as temporary:
             temporary.write_text("\n".join([f"{where}: {why}", *paths]) + "\n")
-        text += f" (all are in {listing}). " + (
-            f"The last good checkpoint is {last}" if last.exists()
-            else "There is no checkpoint yet")
+        text += f" (all are in {listing}). {last_good(last)}"
     return FloatingPointError(
         text + ". Try a lower learning_rate in a new run, or look at these images")
 
@@ -432,12 +455,12 @@ def train_epoch(
     Raises `FloatingPointError`, with the step, where training has diverged."""
     config, accelerator = state.config, state.accelerator
     process, processes = accelerator.process_index, accelerator.num_processes
-    batches = [share(batch, process, processes) for batch in batches]
-    images = begin(state, dataset, batches[state.step:])
+    own = [share(batch, process, processes) for batch in batches]
+    images = begin(state, dataset, own[state.step:])
     state.model.train()
     for pixels, labels in images:
         pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
-        shapes = None if config.crop == "none" else cast(Cached, dataset).shapes[batches[state.step]]
+        shapes = None if config.crop == "none" else cast(Cached, dataset).shapes[own[state.step]]
         first = state.step - state.step % config.accumulate # batch that makes a step with this one
         try:
             value = loss_of(state, pixels, labels, augment, shapes)
@@ -511,11 +534,14 @@ def train(
     last = folder / "checkpoint" / "last.pt"
     if last.exists():
         load_state(state, last, data) # also to see that configuration and classes are the same
-    if last.exists() and (folder / "metrics.json").exists():
-        return json.loads((folder / "metrics.json").read_text())
+    if (folder / "metrics.json").exists():
+        return finished(folder)
+    Augment(**config.augment) # a mistake in its arguments is told before anything is written
     accelerator.wait_for_everyone() # all have looked at the folder before one writes
     last.parent.mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
+        for left_behind in last.parent.glob(".*"): # by a process that was killed while it wrote
+            left_behind.unlink()
         with replacing(folder / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
         with replacing(folder / "classes.json") as temporary:
@@ -530,6 +556,15 @@ def check_unused(folder: Path, resume: bool) -> None:
         raise FileExistsError(
             f"folder {folder} is not empty. Go on with its run by resume "
             f"(on the command line --resume), or give the new run another name")
+
+
+def finished(folder: Path) -> dict: # what `metrics.json` holds
+    "The metrics of a run that is done. Raises `FileNotFoundError` if its checkpoint is gone."
+    if not (folder / "checkpoint" / "last.pt").exists():
+        raise FileNotFoundError(
+            f"folder {folder} holds a run that is done, but not its checkpoint/last.pt; training "
+            f"would begin anew and write over it. Give the new run another name")
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def start_processes(config: Config) -> Accelerator:
@@ -583,16 +618,17 @@ def finish_epoch(
     folder: Path,
 ) -> None:
     "Measure on the validation classes, write the epoch down and save it."
-    config, main = state.config, state.accelerator.is_main_process
+    main, last = state.accelerator.is_main_process, folder / "checkpoint" / "last.pt"
+    check_finite(state, last) # before the best weights are written over
     state.history.append({
         "epoch": state.epoch, "loss": value, "recall@1": validation_recall(state, data),
         "learning_rate": state.rate, "seconds": seconds})
     state.step, state.values, state.seconds = 0, [], 0.0
     if main and best_epoch(state.history) == state.epoch - 1:
         save_weights(state.network, folder / "checkpoint" / "best.safetensors")
-    save_state(state, folder / "checkpoint" / "last.pt")
-    if main:
+    if main: # before the checkpoint: an epoch that is not in it is trained and written again
         write_history(state.history, folder / "history.csv")
+    save_state(state, last)
 
 
 def validation_recall(state: State, data: Splits) -> float:

@@ -109,8 +109,9 @@ def test_evaluate_refuses_classes_that_were_trained_on(photos, tmp_path, run_her
     images = shutil.copytree(photos, tmp_path / "photos")
     assert run_here("train", "--dataset", images, *SMALL, "--name", "mine", "--quiet", folder=tmp_path).returncode == 0
     (images / "class00").rename(images / "zebra")
-    refused = run_here("evaluate", "runs/mine", folder=tmp_path)
-    assert refused.returncode == 1 and "the classes of the data are not those of the run" in refused.stderr
+    for same in ([], ["--dataset", f"{images}/"], ["--dataset", "./photos"]):  # however its place is written
+        refused = run_here("evaluate", "runs/mine", *same, folder=tmp_path)
+        assert refused.returncode == 1 and "the classes of the data are not those of the run" in refused.stderr
     assert run_here("evaluate", "runs/mine", "--dataset", photos, folder=tmp_path).returncode == 0  # other data, says the user
     (tmp_path / "runs" / "mine" / "classes.json").unlink()  # as in an older run
     assert run_here("evaluate", "runs/mine", folder=tmp_path).returncode == 0

@@ -9,7 +9,7 @@ import torch
 
 from gradient_surgery.anatomy import example_batch, relative_error
 from gradient_surgery.distributed import joined
-from gradient_surgery.losses import CATALOGUE, build_loss
+from gradient_surgery.losses import CATALOGUE, CrossBatchMemory, build_loss
 
 SCRIPT = """
 import sys, torch, torch.distributed as dist
@@ -65,3 +65,8 @@ def test_the_joined_batch(starter: str, cuts: list[int], tmp_path: Path) -> None
 def test_without_a_process_group_it_is_said() -> None:
     with pytest.raises(RuntimeError, match="torchrun"):
         joined(build_loss("ContrastiveLoss"))
+
+
+def test_what_cannot_be_joined_is_refused() -> None:
+    with pytest.raises(TypeError, match="CrossBatchMemory; expected a PairLoss"):
+        joined(CrossBatchMemory(build_loss("ContrastiveLoss"), 8))

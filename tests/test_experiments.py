@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -235,6 +236,13 @@ def test_grids_of_the_paper(name):
     assert all(required <= set(run) for run in small + whole)
 
 
+def test_a_grid_names_each_run_once(mock):
+    twice = replace(mock, full=[{"x": [1, 2]}, {"x": [2, 3], "wait": [0.0]}])
+    assert [(run["x"], run["seed"]) for run in twice.runs(full=True)] == [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1), (3, 1)]
+    assert len(twice.runs(full=True, seeds=1, values={"x": 7})) == 1
+    assert {run["seed"] for run in mock.runs(values={"seed": [7, 8]})} == {7, 8}
+
+
 SBATCH = '''#!/usr/bin/env python3
 import os, re, subprocess, sys
 script = open(sys.argv[-1]).read()
@@ -263,7 +271,7 @@ def test_slurm(mock, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(FailedRuns, match="2 of 20 runs"):
         run_grid(mock, tmp_path / "records", **options)
-    assert {path.parent.name for path in tmp_path.rglob("records.jsonl")} == {"job0", "job1"}
+    assert {path.parent.name.partition("-")[0] for path in tmp_path.rglob("records.jsonl")} == {"job0", "job1"}
     assert len(read_records(tmp_path / "records")) == 18 and len(calls(tmp_path)) == 20
     with pytest.raises(FailedRuns, match="loneliest"):
         run_grid(mock, tmp_path / "records", **options | {"executor": "local"})  # knows what the jobs did

@@ -28,7 +28,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 LONG = 240  # seconds; only there to end what hangs
 A_CELL = 90  # seconds; beside other kernels, nbclient now and then sees a reply only when this is over
-# Sets every menu to each of its options and every slider to its ends, and says what was drawn.
+# Sets every menu to each of its options and, once, every slider that comes with one to its ends; says what was drawn.
 TURN = """
 import hashlib, json, sys
 from IPython import get_ipython
@@ -55,12 +55,13 @@ def turn(control, values):
         pictures.append(drawn[before:])
     return pictures
 
-box, turned = Out[max(Out)], {}
+box, turned, known = Out[max(Out)], {}, set()
 for menu in controls(box, "options"):
     start = menu.value
     for option in [*[option for option in menu.options if option != start], start]:
         turned.setdefault(menu.description, []).extend(turn(menu, [option]))
-        for slider in controls(box, "step"):
+        for slider in (one for one in controls(box, "step") if one.model_id not in known):
+            known.add(slider.model_id)
             ends = [end for end in (slider.min, slider.max) if end != slider.value]  # no change, no picture
             turned[f"{slider.description} of {option}"] = turn(slider, [*ends, slider.value])
 print(json.dumps({"turned": turned, "wrong": wrong}))

@@ -58,6 +58,24 @@ def test_backbones_by_name(name, options):
     assert model.config == {"name": name, "embedding_size": 5}
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_pretrained_networks_with_side_classifiers(name, monkeypatch):
+    "They are as they were trained, also when they are opened again without the download."
+    from torchvision.models import _api, get_model
+
+    theirs = get_model(name, init_weights=False, aux_logits=True, transform_input=True).eval()
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: theirs.state_dict())
+    model, images = build_model(f"torchvision/{name}", pretrained=True).eval(), torch.randn(2, 3, 96, 96)
+    seen = []
+    theirs.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    theirs(images)
+    torch.testing.assert_close(model.backbone(images), seen[0])
+    again = build_model(f"torchvision/{name}")
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.eval()(images), model(images))
+    assert model.train()(images).shape == (2, 128)
+
+
 def test_pooling_is_what_it_says():
     model, images = build_model("resnet18").eval(), torch.randn(2, 3, 64, 64)
     maps = model.backbone[1].forward_features(model.backbone[0](images))
@@ -201,6 +219,7 @@ def test_a_failed_download_says_what_there_is(monkeypatch):
     (dict(name="torchvision/resnet5"), "'torchvision/resnet5'.*resnet50"),
     (dict(name="resnet18", pooling="mean"), "pooling is 'mean'; expected one of average, maximum"),
     (dict(name="torchvision/vit_b_16", pooling="average"), "has no pooling layer"),
+    (dict(name="torchvision/squeezenet1_0"), "no linear classifier"),
     (dict(name="resnet18", pretrained=True, weights="a file"), "only one of them"),
     (dict(image_size=3), "takes none"),
 ])

@@ -273,10 +273,13 @@ def test_holm_is_holms():
 def test_the_sentence_follows_the_numbers(table):
     rows = effects(table)
     text = describe_effects(rows)
-    assert text.startswith("The largest share of the variance has **mining") and "lies above" in text
+    assert text.startswith("Of the components by themselves, **mining") and "lies above" in text
     swapped = [row | {"term": {"mining": "direction", "direction": "mining"}.get(row["term"], row["term"])}
                for row in rows]
-    assert describe_effects(swapped).startswith("The largest share of the variance has **direction")
+    assert describe_effects(swapped).startswith("Of the components by themselves, **direction")
+    pair = [row | {"omega_squared": 1 - 0.1 * (" × " not in row["term"])} for row in rows]
+    assert "explains more than any component by itself" in describe_effects(pair)
+    assert "explains more" not in text
     unsure = [row | {"low": -1.0, "high": 2.0} for row in rows]
     assert "does not lie above" in describe_effects(unsure)
     alone = effects(replicates(made_up(seeds=1), "recall@1", FACTORS))
@@ -352,7 +355,7 @@ def impact_records(compositions):
 def test_the_page_of_the_impact_says_what_the_records_say(impact_records, root, tmp_path, monkeypatch):
     text = page_on(impact_records, "impact", root, tmp_path, monkeypatch)
     assert "1,080 runs with 3 seeds" in text
-    assert "**With Adam.** The largest share of the variance has **mining 9" in text
+    assert "**With Adam.** Of the components by themselves, **mining 9" in text
     with_equal_steps = text[text.index("**With equal steps.**"):][:200]
     assert "%" in with_equal_steps and "**mining 9" not in with_equal_steps
     assert "There are no records of end_to_end here." in text and "nan" not in text

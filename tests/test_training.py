@@ -112,6 +112,49 @@ def test_an_older_run_that_does_not_name_its_classes_goes_on(photos, tmp_path, m
     assert (tmp_path / "run" / "classes.json").exists()
 
 
+def test_a_run_whose_images_changed_does_not_go_on(photos, tmp_path, monkeypatch):
+    images, config = shutil.copytree(photos, tmp_path / "photos"), config_for(tmp_path / "photos")
+    stop_after(monkeypatch, 1)
+    with pytest.raises(InterruptedError):
+        train(config, tmp_path / "run", quiet=True)
+    for folder in images.iterdir():
+        for path in list(folder.iterdir()):
+            shutil.copy(path, path.with_name(f"another-{path.name}"))
+    with pytest.raises(ValueError, match="an epoch has 8 batches and had 4 when .*last.pt was saved: images were added or removed"):
+        train(config, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_run_that_is_done_is_not_made_again_for_want_of_its_checkpoint(photos, tmp_path):
+    train(config_for(photos, epochs=1), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "checkpoint" / "last.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="a run that is done, but not its checkpoint/last.pt"):
+        train(config_for(photos, epochs=2), tmp_path / "run", resume=True, quiet=True)
+    assert load_run(tmp_path / "run")[1].epochs == 1
+
+
+def test_what_a_killed_process_left_is_removed(photos, tmp_path):
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint" / ".4711.last.pt").write_bytes(bytes(9))
+    train(config_for(photos, epochs=1), tmp_path / "run", resume=True, quiet=True)
+    assert {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()} == {"last.pt", "best.safetensors"}
+
+
+def test_mistakes_are_told_before_anything_is_written(photos, tmp_path):
+    with pytest.raises(TypeError, match="rotat"):
+        train(config_for(photos, augment={"rotat": 3}), tmp_path / "run", quiet=True)
+    with pytest.raises(FileNotFoundError, match="dataset is 'CUB'; expected emoji, cub, .* or the path of a folder"):
+        train(config_for("CUB"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scale_that_only_falls_ends_the_run():
+    scaler = SimpleNamespace(get_scale=lambda: scale)
+    state = SimpleNamespace(config=read_config(), accelerator=SimpleNamespace(scaler=scaler))
+    for scale, said in ((1.0, None), (2.0**-20, "however small fp16 scales it")):
+        found = training.problem(state, 0.5)
+        assert found is said is None or said in found
+
+
 def test_two_runs_in_one_process_may_have_two_precisions(photos, tmp_path):
     for precision in ("bf16", "no"):
         train(config_for(photos, epochs=1, precision=precision), tmp_path / precision, quiet=True)
@@ -437,19 +480,23 @@ def test_a_run_that_diverges_stops_and_says_where(photos, tmp_path, monkeypatch,
     assert said in header and len(paths) == 18 and all(Path(path).is_file() for path in paths) and paths[0] in message
 
 
-def test_weights_that_are_not_finite_are_not_saved(photos, tmp_path, monkeypatch):
-    real = training.step
+@pytest.mark.parametrize("last", [3, 8])
+def test_weights_that_are_not_finite_are_not_saved(photos, tmp_path, monkeypatch, last):
+    real, count = training.step, itertools.count(1)
 
     def step(state, *arguments):
         with torch.no_grad():
-            state.network.head.bias.fill_(float("inf") if state.step == 3 else 0)
+            state.network.head.bias.fill_(float("inf") if next(count) == last else 0)
         real(state, *arguments)
 
     monkeypatch.setattr(training, "step", step)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    epoch, steps = divmod(last - 1, 4)  # epochs have 4 batches
+    with pytest.raises(FloatingPointError, match=f"epoch {epoch}, step {steps + 1}: the weights are not finite any more. The last good"):
         train(config_for(photos, checkpoint_every=1), tmp_path / "run", quiet=True)
     saved = torch.load(tmp_path / "run" / "checkpoint" / "last.pt", weights_only=True)
-    assert saved["step"] == 2 and saved["model"]["head.bias"].isfinite().all()
+    assert (len(saved["history"]), saved["step"]) == (epoch, steps) and saved["model"]["head.bias"].isfinite().all()
+    if epoch:
+        assert all(part.isfinite().all() for part in load_run(tmp_path / "run")[0].parameters())
 
 
 @pytest.mark.parametrize("crop, options, said", [("random", {"part": -1}, "part"), ("none", {}, "one class")])

@@ -44,7 +44,7 @@ class MarginLoss(PairLoss, indices=(4,)):
         return Terms(
             value[:, 0], (t_n * w).scatter_add_(1, p, -t_p * w.gather(1, p)),
             t_p.sum(1) + t_n.sum(1),
-            {"beta": torch.zeros_like(self.beta, dtype=D.dtype).index_add(0, which, by_beta)})
+            {"beta": D.new_zeros(self.beta.shape).index_add(0, which, by_beta)})
 
     def forward(self, *batch, **named):
         value = super().forward(*batch, **named)
