@@ -99,6 +99,10 @@ def test_mistakes_are_named():
         loss(x, LABELS, (zero, one, one))
     with pytest.raises(ValueError, match="indices_tuple has a negative pair whose labels say otherwise"):
         loss(x, LABELS, (zero, five, five))
+    with pytest.raises(ValueError, match="of one embedding with itself"):
+        loss(x, LABELS, (zero, zero, one))
+    with pytest.raises(ValueError, match="a place below 0"):
+        loss(x, LABELS, (zero, five, one - 2))
     with pytest.raises(TypeError, match="indices_tuple is a Tensor; .* References are the next argument"):
         loss(x, LABELS, x, LABELS)
     with pytest.raises(ValueError, match="indices_tuple are places in the batch, which is compared with the memory"):

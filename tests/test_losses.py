@@ -21,7 +21,8 @@ from gradient_surgery.losses import CATALOGUE, FAMILIES, CrossBatchMemory, build
 from gradient_surgery.mining import MINING
 from gradient_surgery.proxy_loss import ProxyLoss, proxy_gradient_error
 from gradient_surgery.surgery import GradientSurgery
-from gradient_surgery.weights import PAIR_WEIGHTS, TRIPLET_WEIGHTS, hinge_triplet_weight
+from gradient_surgery.weights import (
+    PAIR_WEIGHTS, TRIPLET_WEIGHTS, PairWeight, constant_pair_weight, hinge_triplet_weight)
 
 COMPOSITIONS = [GradientSurgery(*names) for names in product(DIRECTIONS, PAIR_WEIGHTS, TRIPLET_WEIGHTS, MINING)]
 # other arguments than the defaults, where they take another path through the code
@@ -399,6 +400,35 @@ def test_a_triplet_weight_with_a_gap_of_its_own_keeps_it_over_all_triplets():
     one_by_one = GradientSurgery("geodesic", "constant", hinge._replace(over_all=None), "all")
     assert torch.equal(
         gradient_of(GradientSurgery("geodesic", "constant", hinge, "all"), x, labels), gradient_of(one_by_one, x, labels))
+
+
+def test_what_is_integrable_is_told_by_what_it_is_and_not_by_its_name():
+    weak = PairWeight("constant", lambda s: 0.1 * torch.ones_like(s), torch.ones_like)
+    assert not GradientSurgery("euclidean", weak, "sigmoid", "all").integrable
+    assert not GradientSurgery("euclidean", "linear", hinge_triplet_weight()._replace(name="constant")).integrable
+    assert GradientSurgery("euclidean", constant_pair_weight()._replace(name="mine"), "sigmoid").integrable
+    x, step = torch.randn(2, 9, 4, dtype=torch.float64)
+    loss, labels, x = GradientSurgery("euclidean", weak, "constant", "all"), torch.arange(9) // 3, x.requires_grad_()
+    given = loss(x + 1e-6 * step, labels) - loss(x - 1e-6 * step, labels)
+    expected = 2e-6 * (torch.autograd.grad(loss(x, labels), x)[0] * step).sum()
+    assert loss.integrable and torch.isclose(given, expected, rtol=1e-5)  # the works, a tenth of the pull's
+    assert all(copy.deepcopy(one).integrable == one.integrable for one in COMPOSITIONS)
+
+
+def test_a_miner_of_ones_own_may_have_any_name():
+    def all(similarity, positives, negatives):
+        return MINING["hardest"](similarity, positives, negatives)
+
+    x, labels = torch.randn(9, 4, dtype=torch.float64, requires_grad=True), torch.arange(9) // 3
+    losses = [GradientSurgery(mining=mining) for mining in (all, "hardest", "all", MINING["all"])]
+    own, hardest, every, by_object = (torch.autograd.grad(loss(x, labels), x)[0] for loss in losses)
+    assert own.equal(hardest) and every.equal(by_object) and not own.allclose(every)
+    assert [loss.mining_name for loss in losses] == ["custom", "hardest", "all", "all"]
+
+
+def test_lifted_structure_of_one_class_has_no_coefficients():
+    _, C = build_loss("LiftedStructureLoss").coefficients(torch.eye(4), torch.zeros(4, dtype=torch.long))
+    assert C.equal(torch.zeros(4, 4))
 
 
 def test_memory_of_a_miner_of_ones_own_is_bounded():
