@@ -11,7 +11,7 @@ PIP_INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install -
 
 help: ## Show this list
 	@echo 'Usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
 
 train: $(RUNTIME) ## Train and evaluate on the bundled emoji, or go on where it stopped; ARGS go to "gradient_surgery train"
 	@$(BIN)/gradient_surgery train --resume $(ARGS)

@@ -18,7 +18,7 @@ from rich.table import Table
 from .config import key_and_value
 from .data.check import check, extract, info
 from .experiment_commands import experiment, table
-from .files import replacing
+from .files import check_replaceable, replacing
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown",
@@ -100,7 +100,7 @@ def train(
     given = {"root": root, "cache": cache, "dataset": dataset, "model": model, "loss": loss,
              "epochs": epochs, "seed": seed}
     configuration = read_config(recipe, **_changes(given, set))
-    what = recipe.stem if recipe else Path(configuration.dataset).name
+    what = recipe.stem if recipe else Path(configuration.dataset).resolve().name
     name = name or f"{what}-{configuration.loss}-{configuration.seed}"
     metrics = run(configuration, folder / name, resume=resume, quiet=quiet)
     if not _is_first_process():
@@ -149,6 +149,8 @@ def evaluate(
     from gradient_surgery.training import (
         check_classes, embed_test, load_datasets, load_run, read_config, retrieval)
 
+    if output:
+        check_replaceable(output)
     model, configuration = load_run(run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     given, trained_on = {"dataset": dataset, "root": root, "cache": cache}, configuration.dataset
@@ -273,6 +275,7 @@ def embed(
     """
     from gradient_surgery.serving import embed_images, write_embeddings
 
+    check_replaceable(output) # before the work
     paths, embeddings = embed_images(run, sources, workers=workers)
     write_embeddings(output, paths, embeddings, run=run)
     typer.echo(f"{len(paths)} images in {embeddings.shape[1]} dimensions: {output}")

@@ -63,7 +63,8 @@ class Config:
     milestones: list = field(default_factory=list) # shares of the steps, for "step"
     decay: float = 0.1 # what the rate is multiplied by at each of them
     # augmentation
-    augment: dict = field(default_factory=MILD.copy) # arguments of `Augment`
+    # arguments of `Augment`, all of them: what is not named has the default of `Augment`
+    augment: dict = field(default_factory=MILD.copy)
     new_classes: bool = True # turn or mirror each class of a batch as one
     # when to stop, how to compute, what to report
     patience: int = 20 # epochs without a better validation Recall@1 after which the run stops
@@ -144,7 +145,7 @@ def read_config(
 ) -> Config:
     """A configuration from a file and changes to it.
     Raises `ValueError` for a key that there is not, or a value that a key cannot have."""
-    values = (read_yaml(Path(path).read_text(), str(path)) or {} if path else {})
+    values = (read_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {} if path else {})
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}; expected lines `key: value`")
     known, values = [each.name for each in fields(Config)], values | changes

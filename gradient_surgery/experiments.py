@@ -187,11 +187,12 @@ def _run_in_folder(experiment: Experiment, parameters: dict, folder: Path) -> di
 
 
 def _forget_machine(executed: Path) -> None:
-    notebook = json.loads(executed.read_text())
+    notebook = json.loads(executed.read_text(encoding="utf-8"))
     for part in (notebook, *notebook["cells"]):
         part["metadata"].pop("papermill", None)
         part["metadata"].pop("execution", None)
-    executed.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    executed.write_text(text, encoding="utf-8")
 
 # %% ../nbs/experiments.ipynb #028cc892
 def matched(

@@ -193,7 +193,7 @@ def circulation(
     c_ap, c_an = loss.pair_coefficients(*of_triplets(middle))
     ds_ap, ds_an = of_triplets(moved)
     work = (t.selected * (c_ap * ds_ap + c_an * ds_an)).view(len(similarity), -1).sum(1)
-    return (work.sum() / work.abs().sum()).item()
+    return (work.sum() / work.abs().sum().clamp(min=torch.finfo(work.dtype).tiny)).item()
 
 # %% ../nbs/flows.ipynb #812947d0
 def nearest_loss(
@@ -226,6 +226,7 @@ class NearestLoss(GradientSurgery):
     """The loss that is nearest to a composition, with the composition's mining.
     Takes the arguments of `GradientSurgery`."""
     over_all = None # each triplet is looked up
+    integrable = True # in the table
 
     def __init__(self, *components, size: int = 60, **named): # of the grid
         super().__init__(*components, **named)

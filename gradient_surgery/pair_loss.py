@@ -266,9 +266,14 @@ def choose(indices_tuple: Indices, batch: Batch) -> Chosen:
     places = [one.to(batch.labels.device) for one in indices_tuple]
     a, p, b, n = places if len(places) == 4 else (*places[:2], places[0], places[2])
     for name, kind, pair, expected in ("positive", "same", (a, p), True), ("negative", "other", (b, n), False):
-        if ((batch.labels[pair[0]] == batch.reference_labels[pair[1]]) != expected).any():
+        same = batch.labels[pair[0]] == batch.reference_labels[pair[1]]
+        wrong = (same != expected) | (pair[0] < 0) | (pair[1] < 0)
+        if expected and batch.own is not None: # no embedding is its own positive
+            wrong |= batch.own[pair[0]] == pair[1]
+        if wrong.any():
             raise ValueError(
-                f"indices_tuple has a {name} pair whose labels say otherwise; expected places of "
+                f"indices_tuple has a {name} pair whose labels say otherwise, of one embedding "
+                f"with itself, or with a place below 0; expected places of two embeddings of "
                 f"the {kind} class in this batch, as a miner of pytorch-metric-learning gives them")
     shape = len(batch.labels), len(batch.reference_labels)
     positives, negatives = torch.zeros(2, *shape, dtype=torch.bool, device=a.device)

@@ -19,9 +19,9 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from .data.folder import image_files, read_image
-from .data.transforms import standardise
+from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from .evaluation import nearest
-from .files import replacing
+from .files import check_replaceable, replacing
 from .models import EmbeddingModel
 from .training import embed, load_run
 
@@ -31,13 +31,16 @@ def find_images(
 ) -> list[Path]:
     """All images there, in order and each once.
     Raises `FileNotFoundError` for a source that there is not, `ValueError` where there is no image."""
-    found = []
+    found: list[Path] = []
     for source in map(Path, sources):
         if not source.exists():
             raise FileNotFoundError(f"source {source} is missing; expected an image or a folder")
         found += image_files(source) if source.is_dir() else [source]
     if not found:
         raise ValueError(f"sources {', '.join(map(str, sources))} hold no image")
+    for path in found:
+        if any("\udc80" <= letter <= "\udcff" for letter in str(path)): # bytes that are no text
+            raise ValueError(f"the name of {str(path)!r} is not UTF-8; rename it")
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +112,11 @@ def read_embeddings(
         columns = table["path"].to_pylist(), table["embedding"].combine_chunks()
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(f"index {path} is no table of embeddings ({error})") from error
-    if (table.schema.metadata or {}).get(b"weights", b"").decode() != fingerprint(run):
+    made_by = (table.schema.metadata or {}).get(b"weights")
+    if made_by is None:
+        raise ValueError(f"index {path} does not say which weights made it, which other programs "
+                         f"leave out when they write; embed again, or keep its metadata")
+    if made_by.decode() != fingerprint(run):
         raise ValueError(f"index {path} was made by other weights than those of {run}; embed again")
     embeddings = columns[1].flatten().to_numpy().reshape(len(table), -1)
     return [Path(each) for each in columns[0]], torch.from_numpy(np.array(embeddings))
@@ -150,12 +157,17 @@ def show_search(
 # %% ../nbs/serving.ipynb #873a398c
 class Deployed(nn.Module):
     "From images, as bytes, to unit embeddings."
+    mean: Float[Tensor, "3 1 1"]
+    std: Float[Tensor, "3 1 1"]
+
     def __init__(self, model: EmbeddingModel):
         super().__init__()
         self.model = model
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1)) # they move with it
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        return normalize(self.model(standardise(images / 255)))
+        return normalize(self.model((images / 255 - self.mean) / self.std))
 
 # %% ../nbs/serving.ipynb #142fd533
 def write_script(network: nn.Module, images: Tensor, path: Path) -> None:
@@ -211,15 +223,15 @@ def export(
     if path.suffix not in FORMATS:
         endings = ", ".join(FORMATS)
         raise ValueError(f"path is {path}; expected a name that ends in one of {endings}")
-    write, read = FORMATS[path.suffix]
+    write, read = FORMATS[check_replaceable(path).suffix]
     model, config = load_run(run)
     network, size = Deployed(model.eval()), config.image_size
     images = torch.randint(256, (5, 3, size, size), dtype=torch.uint8)
     with replacing(path) as temporary:
         write(network, images[:2], temporary)
         again = read(temporary)
-        difference = max((again(part) - network(part)).abs().max().item()
-                         for part in (images, images[:1]))
+        difference = torch.stack([ # a stack passes NaN on, as `max` of Python does not
+            (again(part) - network(part)).abs().max() for part in (images, images[:1])]).max().item()
         if not difference <= tolerance:
             raise RuntimeError(
                 f"the exported network differs from the run's by {difference:.2g}, more than "

@@ -45,7 +45,8 @@ class GradientSurgery(PairLoss):
     """A gradient composed of four components, to be used as a loss:
     `GradientSurgery()(embeddings, labels)`.
 
-    Components are given by name or as objects of your own. The value is that of the loss where
+    Components are given by name or as objects of your own; they print as their names, without
+    their parameters. The value is that of the loss where
     one exists for each triplet (`integrable`), with the choice of triplets held fixed, and
     otherwise the surrogate $\\sum_{ij} c_{ij}s_{ij}$, both over the number of acting
     triplets. Reconstructed from Xuan and Pless, arXiv 2201.11307.
@@ -63,8 +64,9 @@ class GradientSurgery(PairLoss):
         self.pair_weight = as_pair_weight(pair_weight)
         self.triplet_weight = as_triplet_weight(triplet_weight)
         self.mining = as_miner(mining)
-        self.mining_name = (
-            mining if isinstance(mining, str) else getattr(mining, "__name__", "custom"))
+        names = [name for name, miner in MINING.items() if miner is self.mining]
+        named = getattr(mining, "__name__", "custom") # of one's own
+        self.mining_name = names[0] if names else "custom" if named in MINING else named
 
     @property
     def over_all(self): # how all triplets are summed without a list of them, if they can be
@@ -129,14 +131,16 @@ class GradientSurgery(PairLoss):
         Mining that jumps (semi-hard) and the division by the number of acting triplets are left
         aside."""
         own_gap = self.triplet_weight.gap is None
-        return self.triplet_weight.name == "constant" or (
-            own_gap and self.pair_weight.name == "constant")
+        return _is_one(self.triplet_weight.weight) or (own_gap and self._unweighted_pairs())
+
+    def _unweighted_pairs(self) -> bool:
+        return _is_one(self.pair_weight.positive) and _is_one(self.pair_weight.negative)
 
     def _value(self, potential, similarity, pull, push, C) -> Float[Tensor, "a"]:
-        if self.pair_weight.name == "constant" and self.integrable:
-            return potential
         if not self.integrable:
             return (C * similarity).sum(1)
+        if self._unweighted_pairs() and self.triplet_weight.gap is None:
+            return potential
         theta = similarity.clamp(-1, 1).arccos()
         home = lambda angle: work(self.pair_weight.positive, self.direction, angle)
         away = lambda angle: work(self.pair_weight.negative, self.direction, angle)
@@ -153,8 +157,8 @@ class GradientSurgery(PairLoss):
 
     def curl(self, s_ap: Float[Tensor, "..."], s_an: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """$\\partial c_{an}/\\partial s_{ap} - \\partial c_{ap}/\\partial s_{an}$:
-        zero where a loss can exist. A hinge's curl lies on its edge only, where the derivative
-        cannot be taken, and does not show."""
+        zero wherever there is a loss. Not the other way round: a hinge's curl lies on its edge
+        only, where the derivative cannot be taken, and does not show."""
         s_ap, s_an = (s.detach().requires_grad_() for s in torch.broadcast_tensors(s_ap, s_an))
         with torch.enable_grad():
             c_ap, c_an = self.pair_coefficients(s_ap, s_an)
@@ -170,6 +174,10 @@ class GradientSurgery(PairLoss):
     def extra_repr(self) -> str:
         return ", ".join(
             f"{component}={name!r}" for component, name in self.components._asdict().items())
+
+
+def _is_one(weight) -> bool: # by what it is and not by its name, which anyone may choose
+    return weight is torch.ones_like
 
 # %% ../nbs/surgery.ipynb #9e1a9cf2
 COMPONENTS: dict[str, dict] = { # what each argument of `GradientSurgery` may be called

@@ -7,8 +7,8 @@ __all__ = ['CROPS', 'native_precision', 'load_datasets', 'in_cache', 'Batches', 
            'untrained', 'epoch_seed', 'random_state', 'restore_random', 'State', 'save_state', 'check_finite',
            'last_good', 'load_state', 'check_same', 'names_of_classes', 'check_classes', 'build_sampler', 'share',
            'cropped', 'loss_of', 'problem', 'stopped', 'train_epoch', 'begin', 'step', 'train', 'check_unused',
-           'finished', 'start_processes', 'leave_processes', 'fit', 'finish_epoch', 'validation_recall',
-           'write_history', 'best_epoch', 'load_run', 'report', 'written', 'draw']
+           'check_outside', 'finished', 'start_processes', 'leave_processes', 'fit', 'finish_epoch',
+           'validation_recall', 'write_history', 'best_epoch', 'load_run', 'report', 'written', 'draw']
 
 # %% ../nbs/training.ipynb #9e7ccc75
 import atexit
@@ -437,7 +437,8 @@ def stopped(
     if folder is not None:
         listing, last = folder / "stopped.txt", folder / "checkpoint" / "last.pt"
         with replacing(listing) as temporary:
-            temporary.write_text("\n".join([f"{where}: {why}", *paths]) + "\n")
+            temporary.write_text("\n".join([f"{where}: {why}", *paths]) + "\n",
+                                 encoding="utf-8", errors="backslashreplace")
         text += f" (all are in {listing}). {last_good(last)}"
     return FloatingPointError(
         text + ". Try a lower learning_rate in a new run, or look at these images")
@@ -527,6 +528,7 @@ def train(
     diverges, and `OSError` where there is no room on the disk."""
     folder = Path(folder)
     check_unused(folder, resume)
+    check_outside(config, folder)
     data = load_datasets(config, quiet=quiet)
     sampler = build_sampler(config, data.train.labels)
     accelerator = start_processes(config)
@@ -556,6 +558,17 @@ def check_unused(folder: Path, resume: bool) -> None:
         raise FileExistsError(
             f"folder {folder} is not empty. Go on with its run by resume "
             f"(on the command line --resume), or give the new run another name")
+
+
+def check_outside(config: Config, folder: Path) -> None:
+    "Raises `ValueError` for a run or a cache inside the data, where it would be taken for a class."
+    if config.dataset in ("emoji", *BENCHMARKS):
+        return
+    images = Path(config.dataset).resolve()
+    for name, place in {"the run's folder": folder, "cache": config.cache}.items():
+        if place is not None and Path(place).resolve().is_relative_to(images):
+            raise ValueError(f"{name} is {place}, inside the data set {images}, where it would be "
+                             f"taken for a class; expected a place outside of it")
 
 
 def finished(folder: Path) -> dict: # what `metrics.json` holds

@@ -24,6 +24,7 @@ EXTRAS = ["pretrained", "data", "onnx", "paper", "docs", "dev"]  # the first tha
 OTHER_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "bs4": "beautifulsoup4"}
 WITH_JUPYTER = {"IPython", "ipykernel", "nbformat", "nbclient", "jupyter_client"}  # whoever opens a notebook has it
 FEATURES = ["heads", "studies"]  # modules of the package that train on frozen features
+NOTEBOOK_RUNS = re.compile(r'experiment(", "| )(quickstart|end_to_end|frozen)("| --)')  # experiments whose runs are notebooks
 BESIDE = re.compile(r"__file__\)\.parents\[1\]")  # what lies beside the package is in a clone only
 LINE = re.compile(r"\n\nRuns in about [^\n]*\. Needs: [^\n]*\.(?=\n\n|$)")
 LEADS_ON = re.compile(r"(\n\n[^\n]*:)?$")  # a last sentence that introduces the next cell keeps its place
@@ -128,6 +129,7 @@ def needs(notebook: dict) -> str:
     found = set().union(*(reached(*one, seen) for one in taken)) - set(sys.stdlib_module_names) - WITH_JUPYTER
     beside = {path.stem for path in (ROOT / "scripts").glob("*.py")}  # what only the pages use
     by_extra, brings = {}, requirements()
+    found |= {"papermill"} if NOTEBOOK_RUNS.search(code) else set()
     for name in sorted(found - beside, key=str.lower):
         distribution = normalised(OTHER_NAMES.get(name, name))
         if brings.get(distribution) != "":
@@ -141,7 +143,7 @@ def needs(notebook: dict) -> str:
         words.append("frozen features, which the extra `pretrained` makes, cached after the first time")
     elif "pretrained=True" in code and "pretrained" not in by_extra:
         words.append("a network trained on ImageNet, which the extra `pretrained` brings")
-    if any(BESIDE.search(cell) for cell in code_cells(notebook) if "#| export" not in cell):
+    if NOTEBOOK_RUNS.search(code) or any(BESIDE.search(cell) for cell in code_cells(notebook) if "#| export" not in cell):
         words.append("a clone, installed with `pip install -e .`")
     return "; ".join(words)
 

@@ -220,6 +220,12 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str, colour: obje
     assert read_image(path, size=3)[:, 1, 1].tolist() == expected
 
 
+def test_numbers_of_unknown_range_are_no_image(tmp_path: Path) -> None:
+    Image.new("F", (6, 6), 0.5).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match="image.tif is not an image that can be read .its pixels are floating-point numbers"):
+        read_image(tmp_path / "image.tif", size=3)
+
+
 def test_transparent_palette_is_on_white(tmp_path: Path) -> None:
     Image.new("P", (6, 6), 0).save(tmp_path / "image.gif", transparency=0)
     assert (read_image(tmp_path / "image.gif", size=3) == 255).all()

@@ -1,5 +1,7 @@
 """What a user does with a trained embedding: files in, neighbours out, and the network for other programs."""
 
+import os
+import shutil
 import sys
 from types import ModuleType
 
@@ -85,6 +87,23 @@ def test_an_index_of_other_weights_is_refused(photos, runs, tmp_path):
         read_embeddings(tmp_path / "text.parquet", run=runs / "0")
 
 
+def test_an_index_that_lost_its_metadata_says_so(photos, runs, tmp_path):
+    from pyarrow import parquet
+
+    write_embeddings(tmp_path / "few.parquet", *embed_images(runs / "0", [photos / "class00"]), run=runs / "0")
+    parquet.write_table(parquet.read_table(tmp_path / "few.parquet").replace_schema_metadata(None), tmp_path / "few.parquet")
+    with pytest.raises(ValueError, match="does not say which weights made it"):
+        read_embeddings(tmp_path / "few.parquet", run=runs / "0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_refused(photos, runs, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(photos / "class00" / "0.png", tmp_path / name)
+    with pytest.raises(ValueError, match="is not UTF-8; rename it"):
+        embed_images(runs / "0", [tmp_path])
+
+
 def test_a_broken_image_is_named(runs, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="broken.png"):
@@ -115,8 +134,28 @@ def test_an_exported_network_is_the_same(photos, runs, tmp_path, name):
         torch.testing.assert_close(network(images[:count]), embeddings[:count], atol=1e-4, rtol=0)
 
 
+def test_a_script_moves_to_another_device(runs, tmp_path):
+    export(runs / "0", tmp_path / "network.pt")
+    elsewhere = torch.jit.load(tmp_path / "network.pt", map_location="meta")  # stands for a GPU
+    assert elsewhere(torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device="meta")).device.type == "meta"
+
+
+def test_a_device_is_no_place_for_a_file(runs, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(ValueError, match="folder.pt is no file that could be replaced"):
+        export(runs / "0", tmp_path / "folder.pt")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "target.pt")
+    export(runs / "0", tmp_path / "link.pt")
+    assert (tmp_path / "link.pt").is_symlink() and (tmp_path / "target.pt").is_file()
+
+
 def test_an_export_that_differs_is_not_written(runs, tmp_path, monkeypatch):
     write, _ = serving.FORMATS[".pt"]
+    monkeypatch.setitem(serving.FORMATS, ".pt", (write, lambda path: lambda images: torch.full((len(images), 16), torch.nan if len(images) == 1 else 0)))
+    monkeypatch.setattr(serving.Deployed, "forward", lambda self, images: torch.zeros(len(images), 16) + 0 * images.sum())
+    with pytest.raises(RuntimeError, match="differs from the run's by nan"):
+        export(runs / "0", tmp_path / "network.pt")
+    monkeypatch.undo()
     monkeypatch.setitem(serving.FORMATS, ".pt", (write, lambda path: lambda images: torch.zeros(len(images), 16)))
     with pytest.raises(RuntimeError, match="differs"):
         export(runs / "0", tmp_path / "network.pt")

@@ -144,7 +144,10 @@ def test_mistakes_are_told_before_anything_is_written(photos, tmp_path):
         train(config_for(photos, augment={"rotat": 3}), tmp_path / "run", quiet=True)
     with pytest.raises(FileNotFoundError, match="dataset is 'CUB'; expected emoji, cub, .* or the path of a folder"):
         train(config_for("CUB"), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
+    for folder, cache in ((photos / "runs" / "mine", None), (tmp_path / "run", str(photos / "cache"))):
+        with pytest.raises(ValueError, match="inside the data set .*, where it would be taken for a class"):
+            train(config_for(photos, cache=cache), folder, quiet=True)
+    assert not (tmp_path / "run").exists() and not (photos / "runs").exists()
 
 
 def test_a_scale_that_only_falls_ends_the_run():

@@ -26,6 +26,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range; "
+                         "save it with 8 or 16 bits")
     if image.mode.startswith("I"): # 16 bits a pixel, which `convert` would cut off at 255
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
@@ -75,16 +78,17 @@ def subfolders(root: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{root} is {'a file' if root.exists() else 'missing'}; "
             "expected a folder with one subfolder for each class")
-    return sorted(
-        folder for folder in root.iterdir()
-        if folder.is_dir() and not folder.name.startswith("."))
+    folders = (folder for folder in root.iterdir()
+               if folder.is_dir() and not folder.name.startswith("."))
+    return sorted(folders, key=lambda folder: folder.name) # alike on every system
 
 
 def image_files(folder: Path) -> list[Path]:
     "The visible image files in a folder, however deep, by name."
     files = sorted(
-        file for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        (file for file in folder.rglob("*")
+         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()),
+        key=lambda file: file.relative_to(folder).parts)
     return [
         file for file in files
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)]

@@ -48,4 +48,5 @@ def both_ends(
     if partners is None:
         return L, torch.ones_like(L) # [a, 1]: alike for all of them
     both = torch.logaddexp(L, partners)
-    return both, 2 * (L - both).exp()
+    part = (L - both).nan_to_num(nan=-torch.inf) # of two without negatives: nothing
+    return both, 2 * part.exp()
