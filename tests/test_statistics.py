@@ -91,7 +91,7 @@ def test_shares_are_those_that_were_made(table):
     for term, variance in truth.items():
         assert rows[term]["omega_squared"] == pytest.approx(variance / everything, abs=0.03)
         assert rows[term]["low"] < rows[term]["omega_squared"] < rows[term]["high"]
-        assert rows[term]["p"] < 1e-6
+        assert rows[term]["p"] < 1e-3  # five seeds
     assert abs(rows["direction"]["omega_squared"]) < 0.01 and rows["direction"]["p"] > 0.001
 
 
