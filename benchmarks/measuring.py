@@ -37,7 +37,8 @@ def in_turn(
 ) -> tuple[dict[str, float], dict[str, int], dict[str, Exception]]: # medians, repeats, failures
     """The median time of each call in milliseconds. They are called one after the other, round after round,
     so that whatever else the machine does slows all of them: five to fifty rounds, three for a call that
-    takes a fifth of `seconds`, one for a call that takes all of it."""
+    takes a fifth of `seconds`, one for a call that takes all of it. A first call counts only where it takes ten
+    times `seconds`, for it also loads and fetches."""
     def measure(name, number=1):
         synchronise()
         start = time.perf_counter()

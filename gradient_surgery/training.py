@@ -302,6 +302,7 @@ def check_finite(
 
 
 def last_good(last: Path) -> str:
+    "Where the last good checkpoint is, in words."
     return (f"The last good checkpoint is {last}" if last.exists()
             else "There is no checkpoint yet")
 

@@ -105,11 +105,11 @@ def test_calls_take_turns_and_slow_ones_fewer(measuring, monkeypatch: pytest.Mon
     def fails():
         raise ValueError("no")
 
-    calls = {"quick": call("quick", 0.1), "slow": call("slow", 0.3), "slowest": call("slowest", 9), "fails": fails}
+    calls = {"quick": call("quick", 0.1), "slow": call("slow", 0.3), "slower": call("slower", 2), "slowest": call("slowest", 12), "fails": fails}
     milliseconds, repeats, failed = measuring.in_turn(calls, seconds=1)
-    assert milliseconds == pytest.approx({"quick": 100, "slow": 300, "slowest": 9000})
-    assert repeats == {"quick": 10, "slow": 3, "slowest": 1}
-    assert order == ["quick", "quick", "slow", "slow", "slowest"] + 3 * ["quick", "slow"] + 7 * ["quick"]
+    assert milliseconds == pytest.approx({"quick": 100, "slow": 300, "slower": 2000, "slowest": 12000})
+    assert repeats == {"quick": 10, "slow": 3, "slower": 1, "slowest": 1}
+    assert order == ["quick", "quick", "slow", "slow", "slower", "slower", "slowest"] + 3 * ["quick", "slow"] + 7 * ["quick"]
     assert set(failed) == {"fails"}
 
 
