@@ -33,7 +33,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
-
+# %% ../../nbs/data/folder.ipynb #807a5cec
 def open_image(
     path: str | Path,
 ) -> Image.Image:
